@@ -1,0 +1,1 @@
+//! Native kernels, what they are and the machine they run on.

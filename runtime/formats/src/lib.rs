@@ -1,0 +1,3 @@
+//! Model files as checked configuration and tensors.
+
+#![forbid(unsafe_code)]

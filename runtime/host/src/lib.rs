@@ -1,0 +1,3 @@
+//! Sandboxed platform components on Wasmtime.
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,333 @@
+//! What the host measured: plain serialisable data that may as well come from a file about another machine.
+//!
+//! A fact is never a decision. Twin of the `types` interface in `wit/platform.wit`; the two share their sentences.
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a platform may look at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Facts {
+    /// The processor and its memory.
+    pub host: HostFacts,
+    /// Accelerators that a driver listed, by index. Empty where there is none.
+    #[serde(default)]
+    pub devices: Vec<DeviceFacts>,
+    /// What a driver said where it could not list devices, one line per probed driver ("cuda: libcuda.so.1 not found").
+    #[serde(default)]
+    pub driver_notes: Vec<DriverNote>,
+    /// The native kernels of this build: the only ids that a platform may select. A facts file may leave it out: the
+    /// catalogue of the build that reads it is then filled in.
+    #[serde(default)]
+    pub kernels: Vec<Kernel>,
+    /// Environment variables, only those on the platform's own allow-list. Empty in the facts as detected.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Version of the runtime that asks.
+    pub engine: Version,
+}
+
+/// A driver that was looked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriverNote {
+    /// Which driver: "cuda".
+    pub driver: String,
+    /// What was found instead of devices, such as "libcuda.so.1 not found".
+    pub found: String,
+    /// What a person can do about it; absent if there is nothing to do.
+    #[serde(default)]
+    pub fix: Option<String>,
+}
+
+/// A semantic version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    /// Incompatible changes.
+    pub major: u16,
+    /// Additions (for 0.x: incompatible changes).
+    pub minor: u16,
+    /// Repairs.
+    pub patch: u16,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// The processor, its memory, and the limits that this process runs under.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostFacts {
+    /// `x86_64`, `aarch64`, `riscv64`, `powerpc64le`, `s390x`: the name as Rust and Linux write it.
+    pub arch: String,
+    /// Vendor as the CPU gives it ("GenuineIntel", "AuthenticAMD", "ARM"); empty if unknown.
+    #[serde(default)]
+    pub vendor: String,
+    /// Marketing name; empty if unknown.
+    #[serde(default)]
+    pub model: String,
+    /// Instruction-set features as Linux names them (`avx2`, `fma`, `f16c`, `avx512f`, `avx512_vnni`, `amx_int8`,
+    /// `asimd`, `asimddp`, `i8mm`, `sve`), sorted, without those that the kernel or a hypervisor hides.
+    pub isa: Vec<String>,
+    /// Every logical CPU that is online.
+    pub logical: Vec<LogicalCpu>,
+    /// NUMA nodes, in order of id; at least one.
+    pub numa: Vec<NumaNode>,
+    /// Caches that one core sees, smallest first.
+    #[serde(default)]
+    pub caches: Vec<Cache>,
+    /// What this process may use.
+    pub budget: Budget,
+    /// `linux`, `macos`, `windows`.
+    pub os: String,
+    /// True under the Windows Subsystem for Linux, where pinned host memory is not to be had.
+    #[serde(default)]
+    pub wsl: bool,
+}
+
+/// One logical CPU (a hardware thread).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogicalCpu {
+    /// The operating system's number of it.
+    pub id: u32,
+    /// Physical core, unique over all sockets: two logical CPUs of one core are SMT siblings.
+    pub core: u32,
+    /// NUMA node it belongs to.
+    pub node: u32,
+    /// May this process run on it (affinity mask and cpuset)?
+    pub allowed: bool,
+}
+
+/// One NUMA node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NumaNode {
+    /// The operating system's number of it.
+    pub id: u32,
+    /// Bytes of memory on the node.
+    pub total: u64,
+    /// Bytes free for a new process.
+    pub available: u64,
+    /// May this process allocate on it (cpuset.mems)?
+    pub visible: bool,
+}
+
+/// One cache level as the first allowed CPU sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cache {
+    /// 1, 2, 3.
+    pub level: u8,
+    /// Bytes.
+    pub bytes: u64,
+    /// Logical CPUs that share it.
+    pub shared_by: u32,
+}
+
+/// What this process may use, after every limit that the operating system puts on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Budget {
+    /// Worker threads worth starting: whole cores, never under 1.
+    pub threads: u32,
+    /// Which limit decided `threads`, in words: "cgroup v2 cpu.max 765000/100000 at /sys/fs/cgroup/a: 7.65 cores",
+    /// "affinity: 4 of 64 CPUs", "8 physical cores".
+    pub threads_limit: String,
+    /// Bytes of memory this process may still take.
+    pub memory: u64,
+    /// Which limit decided `memory`: "cgroup v2 memory.max at …", "MemAvailable".
+    pub memory_limit: String,
+}
+
+/// One accelerator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceFacts {
+    /// Index in the driver's order.
+    pub index: u32,
+    /// `nvidia`, `amd`, `intel`, `google`, `habana`.
+    pub vendor: String,
+    /// Marketing name.
+    pub name: String,
+    /// The driver's unique id, where it has one.
+    #[serde(default)]
+    pub uuid: Option<String>,
+    /// Architecture: `sm_90`, `gfx942`; empty if unknown.
+    #[serde(default)]
+    pub arch: String,
+    /// Compute capability (major, minor), where the vendor has such a thing.
+    #[serde(default)]
+    pub capability: Option<(u32, u32)>,
+    /// Bytes on the device.
+    pub memory_total: u64,
+    /// Bytes free.
+    pub memory_free: u64,
+    /// Streaming multiprocessors, compute units or cores.
+    #[serde(default)]
+    pub compute_units: Option<u32>,
+    /// Shares the host's memory.
+    #[serde(default)]
+    pub integrated: bool,
+    /// NUMA node nearest to it.
+    #[serde(default)]
+    pub numa: Option<u32>,
+    /// Anything else worth knowing, such as `driver=550.54`, `p2p`, `ecc`.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// Links to other devices.
+    #[serde(default)]
+    pub peers: Vec<Peer>,
+}
+
+/// A link between two devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peer {
+    /// Index of the other device.
+    pub device: u32,
+    /// `nvlink`, `xgmi`, `pcie`.
+    pub link: String,
+    /// Hops on that link; 1 is direct.
+    pub hops: u32,
+}
+
+/// One natively implemented kernel: what it is and what it needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kernel {
+    /// Unique id, such as `cpu.avx512.attention.f16`.
+    pub id: String,
+    /// Operation: `attention`, `matmul`, `elementwise`.
+    pub op: String,
+    /// Where it runs and who provides it: `cpu`, `cuda`.
+    pub provider: String,
+    /// Activation dtypes it accepts: `f32`, `f16`, `bf16`.
+    pub dtypes: Vec<String>,
+    /// For attention: dtypes of the KV cache. Else empty.
+    #[serde(default)]
+    pub kv_dtypes: Vec<String>,
+    /// For matmul: weight formats (`f32`, `q4_1`, `q6_k`). Else empty.
+    #[serde(default)]
+    pub formats: Vec<String>,
+    /// For attention: head sizes it accepts; empty means every multiple of 8 up to 256.
+    #[serde(default)]
+    pub head_sizes: Vec<u32>,
+    /// For attention: KV block sizes it accepts.
+    #[serde(default)]
+    pub block_sizes: Vec<BlockSize>,
+    /// Features that must all be among the facts: ISA names for a CPU kernel, `sm_80` (at least) for a CUDA one.
+    #[serde(default)]
+    pub requires: Vec<String>,
+    /// Open list of what else holds of it: `decode`, `prefill`, `batch-invariant`, `int8-activations`, `causal`.
+    #[serde(default)]
+    pub traits: Vec<String>,
+    /// Graph capture it supports.
+    #[serde(default)]
+    pub graph: GraphSupport,
+    /// For attention: name of the KV layout it reads.
+    #[serde(default)]
+    pub kv_layout: Option<String>,
+    /// Rank among the kernels of its op as the catalogue sees it: higher is faster on a machine that meets its
+    /// requirements. The native floor picks by it alone.
+    pub rank: u32,
+}
+
+/// A KV block size, in tokens, that a kernel accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockSize {
+    /// This one only.
+    Exact(u32),
+    /// Every multiple of this.
+    MultipleOf(u32),
+}
+
+impl BlockSize {
+    /// Does a block of `tokens` fit?
+    pub fn accepts(self, tokens: u32) -> bool {
+        match self {
+            Self::Exact(size) => tokens == size,
+            Self::MultipleOf(unit) => unit > 0 && tokens > 0 && tokens % unit == 0,
+        }
+    }
+}
+
+/// What a kernel can do inside a captured graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GraphSupport {
+    /// Not capturable.
+    #[default]
+    Never,
+    /// One token per sequence.
+    SingleTokenDecode,
+    /// The same number of tokens for every sequence.
+    UniformBatch,
+    /// Any batch.
+    Always,
+}
+
+/// The model, as far as a hardware decision may depend on it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelFacts {
+    /// Architecture: `llama`, `qwen3`, `deepseek_v3`.
+    pub arch: String,
+    /// Dtype of the weights as stored, or of the unquantised part: `f32`, `f16`, `bf16`.
+    pub dtype: String,
+    /// Quantisation of most weights: `q4_1`, `fp8`, `awq`; absent for a float model.
+    #[serde(default)]
+    pub quantization: Option<String>,
+    /// Every weight format that the file holds, with the bytes of each.
+    #[serde(default)]
+    pub formats: Vec<(String, u64)>,
+    /// Bytes of all weights.
+    pub weight_bytes: u64,
+    /// Width of one head.
+    pub head_size: u32,
+    /// Query heads.
+    pub num_heads: u32,
+    /// Key/value heads.
+    pub num_kv_heads: u32,
+    /// Layers.
+    pub layers: u32,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// Width of the feed-forward part.
+    pub intermediate_size: u32,
+    /// Vocabulary.
+    pub vocab_size: u32,
+    /// Longest context the model was made for, in tokens.
+    pub max_len: u32,
+    /// Multi-head latent attention, where the model has it.
+    #[serde(default)]
+    pub mla: Option<MlaDims>,
+    /// Layers that are not attention (state space) alternate with those that are.
+    #[serde(default)]
+    pub hybrid: bool,
+    /// Mixture of experts.
+    #[serde(default)]
+    pub moe: bool,
+    /// Open list: `sliding-window`, `sinks`, `soft-cap`, `multimodal`.
+    #[serde(default)]
+    pub traits: Vec<String>,
+}
+
+/// Widths of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlaDims {
+    /// Part of a query head without rotation.
+    pub nope: u32,
+    /// Part with rotation.
+    pub rope: u32,
+    /// Width of a value head.
+    pub v: u32,
+    /// Rank of the compressed KV.
+    pub lora_rank: u32,
+}

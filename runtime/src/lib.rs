@@ -1,0 +1,1 @@
+//! Plinth as a library: the composition root of the runtime.
