@@ -252,7 +252,7 @@ impl BlockSize {
     pub fn accepts(self, tokens: u32) -> bool {
         match self {
             Self::Exact(size) => tokens == size,
-            Self::MultipleOf(unit) => unit > 0 && tokens > 0 && tokens % unit == 0,
+            Self::MultipleOf(unit) => tokens > 0 && tokens.is_multiple_of(unit),
         }
     }
 }
