@@ -1,0 +1,352 @@
+//! What the user wrote: the command line as data, with the help that teaches it. Nothing here acts.
+
+mod engine_args;
+mod sampling_args;
+
+pub use engine_args::{EngineArgs, PlatformArgs};
+pub use sampling_args::SamplingArgs;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// The `plinth` command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "plinth",
+    version,
+    about = "Runs language models, and says why it runs them the way it does",
+    long_about = "Runs language models on CPUs. Which kernels, dtypes and limits are used is decided by a platform: a \
+                  sandboxed WebAssembly component that sees facts about the machine and returns decisions. The host \
+                  checks each of them and freezes them into one plan.",
+    after_long_help = EXAMPLES,
+    max_term_width = 110,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  plinth run model.gguf \"Why is the sky blue?\"     answer one prompt
+  plinth run model.gguf                            chat, in a terminal
+  plinth plan model.gguf                           what would run here, and why
+  plinth plan model.gguf --facts h100.json         the same for a machine that is not here
+  plinth batch model.gguf requests.jsonl           many prompts, scheduled together
+  plinth bench model.gguf -p 512 -n 128            tokens per second
+  plinth doctor                                    is this machine set up well?
+
+Exit codes: 0 done · 1 failed while running · 2 wrong input (flags, files, a line of a batch) ·
+3 the plan was refused (a wish that cannot be had, a model that does not fit)";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer a prompt, or chat
+    Run(RunArgs),
+    /// Answer many requests from a JSONL file, all scheduled together
+    Batch(BatchArgs),
+    /// Show what would run here, and why
+    Plan(PlanArgs),
+    /// Show what was measured of this machine
+    Facts(FactsArgs),
+    /// Probe everything, and say what to fix
+    Doctor(DoctorArgs),
+    /// Turn text into token ids
+    Tokenize(TokenizeArgs),
+    /// Turn token ids into text
+    Detokenize(DetokenizeArgs),
+    /// Measure the perplexity of a model on a text
+    Perplexity(PerplexityArgs),
+    /// Measure tokens per second
+    Bench(BenchArgs),
+    /// Write a model in another type or file format
+    Convert(ConvertArgs),
+    /// Look at platform plugins
+    Plugin(PluginArgs),
+    /// Print the completion script of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+const MODEL_HELP: &str = "A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors";
+
+/// `plinth run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth run model.gguf \"Name three rivers.\" --max-tokens 60
+  plinth run model.gguf --raw \"The capital of France is\" --temperature 0
+  echo \"Summarise: …\" | plinth run model.gguf --system \"Answer in one sentence.\"
+  plinth run model.gguf                    # chat: /help lists what can be typed")]
+pub struct RunArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// What to answer; without it standard input is read, or in a terminal a chat begins
+    pub prompt: Option<String>,
+    /// Put the prompt into the model's chat template (the default where the model has one)
+    #[arg(long, conflicts_with = "raw")]
+    pub chat: bool,
+    /// Continue the prompt as it is; special tokens in it are parsed
+    #[arg(long)]
+    pub raw: bool,
+    /// System message of the chat
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Let special tokens inside a message's text act as such, as other engines do: a message can then forge a turn
+    #[arg(long)]
+    pub trust_content: bool,
+    /// Do not print the line with platform, kernels and speed
+    #[arg(short, long)]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `plinth batch`.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+One request a line. It must have one of
+  prompt        text, in which special tokens are parsed
+  prompt_ids    token ids
+  messages      [{\"role\": \"user\", \"content\": \"…\"}, …], put into the chat template
+and may have
+  id, max_tokens, min_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty,
+  frequency_penalty, logit_bias ({\"ID\": number}), seed, stop (a text or a list), stop_ids, ignore_eos,
+  logprobs (alternatives a token; 0 for the chosen token only)
+
+One result a line, in the order of the requests:
+  id, ids, text, finish_reason, logprobs (a token: id, logprob, top), usage
+A line that is wrong gets {\"id\", \"line\", \"error\"} in its place; the others still run, and the exit code is 2.")]
+pub struct BatchArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// The requests, one JSON object a line; - for standard input
+    pub file: PathBuf,
+    /// Where the results go; standard output if absent
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Let special tokens inside a message's text act as such, as other engines do
+    #[arg(long)]
+    pub trust_content: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `plinth plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth plan model.gguf
+  plinth plan model.gguf --facts tests/facts/h100-box.json
+  plinth plan model.gguf --plugin vendor.wasm --json")]
+pub struct PlanArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// Print the whole plan as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `plinth facts`.
+#[derive(Debug, Args)]
+pub struct FactsArgs {
+    /// Print them as JSON: what --facts reads
+    #[arg(long)]
+    pub json: bool,
+    /// Read them from a file instead of this machine
+    #[arg(long, value_name = "FILE")]
+    pub facts: Option<PathBuf>,
+}
+
+/// `plinth doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Also open this model and plan it
+    pub model: Option<PathBuf>,
+    /// Print the findings as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub platform: PlatformArgs,
+}
+
+/// `plinth tokenize`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth tokenize model.gguf \"Hello world\"
+  echo '[\"one\", \"two\"]' | plinth tokenize model.gguf --json")]
+pub struct TokenizeArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// The text; standard input if absent
+    pub text: Option<String>,
+    /// Read a JSON list of texts from standard input, write a JSON list of {"ids", "pieces"}
+    #[arg(long, conflicts_with = "text")]
+    pub json: bool,
+    /// Parse special tokens that are written out in the text
+    #[arg(long)]
+    pub special: bool,
+}
+
+/// `plinth detokenize`.
+#[derive(Debug, Args)]
+pub struct DetokenizeArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// Token ids
+    pub ids: Vec<u32>,
+    /// Read a JSON list of lists of ids from standard input, write a JSON list of texts
+    #[arg(long, conflicts_with = "ids")]
+    pub json: bool,
+    /// Leave special tokens out of the text
+    #[arg(long)]
+    pub skip_special: bool,
+}
+
+/// `plinth perplexity`.
+#[derive(Debug, Args)]
+#[command(long_about = "Measure the perplexity of a model on a text, by llama.cpp's method: the text in windows of \
+                        --context tokens that do not overlap, a short last one dropped; of each window the tokens of \
+                        the second half are scored, given all before them.")]
+pub struct PerplexityArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// The text
+    #[arg(long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Tokens in a window
+    #[arg(long, default_value_t = 512)]
+    pub context: u32,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `plinth bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth bench model.gguf
+  plinth bench model.gguf -p 512 -n 128 -r 5 -t 2 --json
+  plinth bench model.gguf --batch 1,8,32")]
+pub struct BenchArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: PathBuf,
+    /// Tokens of the prompt in the prefill runs; 0 leaves them out
+    #[arg(short = 'p', long, default_value_t = 512)]
+    pub prompt_tokens: u32,
+    /// Tokens generated in the decode runs; 0 leaves them out
+    #[arg(short = 'n', long, default_value_t = 128)]
+    pub generate: u32,
+    /// Runs of each, after one that is not counted
+    #[arg(short = 'r', long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: u32,
+    /// Also decode this many sequences at once
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: Vec<u32>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `plinth convert`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth convert model.Q4_1.gguf model.F32.gguf --type f32
+  plinth convert model.gguf folder/ --type bf16      # a Hugging Face folder with safetensors
+  plinth convert folder/ model.gguf --type q8_0")]
+pub struct ConvertArgs {
+    #[arg(help = MODEL_HELP)]
+    pub input: PathBuf,
+    /// A .gguf file to write, or else a folder for safetensors (float types)
+    pub output: PathBuf,
+    /// Type of the weights
+    #[arg(long = "type", value_name = "TYPE")]
+    pub target: WeightType,
+    /// Replace what is there
+    #[arg(long)]
+    pub force: bool,
+    /// No progress bar
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Types that `convert` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(non_camel_case_types, reason = "the names are the formats' own")]
+pub enum WeightType {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "q4_0")]
+    Q4_0,
+    #[value(name = "q4_1")]
+    Q4_1,
+}
+
+/// `plinth plugin`.
+#[derive(Debug, Args)]
+pub struct PluginArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: PluginCommand,
+}
+
+/// The verbs of `plinth plugin`.
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// List the platforms, where each came from, and what it says of this machine
+    List {
+        /// Print them as JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        platform: PlatformArgs,
+    },
+    /// Show a component: who it says it is, its interface, imports, size and digest
+    Inspect {
+        /// A component file, or the id of a built-in platform
+        plugin: String,
+        /// Print it as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask one platform one question
+    #[command(after_help = "\
+Examples:
+  plinth plugin decide cpu probe
+  plinth plugin decide vendor.wasm select-attention --model model.gguf --facts machine.json
+  plinth plugin decide cpu kernel-priority --input '{\"op\": \"matmul\", \"n\": 576, \"k\": 576, \"format\": \"q4_1\"}'")]
+    Decide {
+        /// A component file, or the id of a built-in platform
+        plugin: String,
+        /// The question, such as probe or select-attention
+        question: String,
+        /// Fields of the question that differ from the defaults, as a JSON object
+        #[arg(long, value_name = "JSON")]
+        input: Option<String>,
+        /// The model that the question is about
+        #[arg(long, value_name = "MODEL")]
+        model: Option<PathBuf>,
+        /// Facts from a file instead of this machine's
+        #[arg(long, value_name = "FILE")]
+        facts: Option<PathBuf>,
+    },
+}

@@ -1,0 +1,113 @@
+//! Flags of every command that plans: the machine, the platform, and wishes about the engine.
+
+use clap::Args;
+use std::path::PathBuf;
+
+/// Which facts and which platforms.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Platform")]
+pub struct PlatformArgs {
+    /// Use this platform, or fail and say why it cannot be had
+    #[arg(long, value_name = "ID")]
+    pub platform: Option<String>,
+    /// Load a platform component; may be given several times
+    #[arg(long = "plugin", value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
+    /// Load every *.wasm of a folder; otherwise $PLINTH_PLUGIN_DIR, or plinth/plugins in the user's data folder
+    #[arg(long, value_name = "DIR")]
+    pub plugin_dir: Option<PathBuf>,
+    /// Plan for the machine in this file (made by `plinth facts --json`) instead of this one
+    #[arg(long, value_name = "FILE")]
+    pub facts: Option<PathBuf>,
+    /// Fail where a plugin cannot be loaded or probed, instead of noting it in the plan
+    #[arg(long)]
+    pub strict: bool,
+    /// Let the platform override what you set, visibly, instead of refusing to start
+    #[arg(long)]
+    pub allow_overrides: bool,
+}
+
+/// Wishes about the engine. What is absent is decided by the platform.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    #[command(flatten)]
+    pub platform: PlatformArgs,
+    /// Worker threads
+    #[arg(short = 't', long, value_name = "N", help_heading = "Engine")]
+    pub threads: Option<u32>,
+    /// Longest context, in tokens of prompt and answer together
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_model_len: Option<u32>,
+    /// Sequences that run at once
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_num_seqs: Option<u32>,
+    /// Tokens that one step may carry
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub max_num_batched_tokens: Option<u32>,
+    /// Tokens in a KV block
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub block_size: Option<u32>,
+    /// Activation dtype: f32
+    #[arg(long, value_name = "DTYPE", help_heading = "Engine")]
+    pub dtype: Option<String>,
+    /// KV-cache dtype: f32, f16, bf16
+    #[arg(long, value_name = "DTYPE", help_heading = "Engine")]
+    pub kv_dtype: Option<String>,
+    /// Memory for the KV cache, such as 512M or 2G
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Engine")]
+    pub kv_cache_memory: Option<u64>,
+    /// Share of the memory budget that may be taken, 0 to 1
+    #[arg(long, value_name = "SHARE", help_heading = "Engine")]
+    pub memory_utilization: Option<f64>,
+    /// Attention kernel, by its id in the catalogue
+    #[arg(long, value_name = "KERNEL", help_heading = "Engine")]
+    pub attention_kernel: Option<String>,
+    /// Do not reuse the KV blocks of equal beginnings
+    #[arg(long, help_heading = "Engine")]
+    pub no_prefix_caching: bool,
+    /// Compute each prompt in one step
+    #[arg(long, help_heading = "Engine")]
+    pub no_chunked_prefill: bool,
+}
+
+/// Reads `1048576`, `512M`, `2G`, `1.5GiB` as bytes (units of 1,024).
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = unit.trim().to_ascii_lowercase();
+    let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("unknown unit '{unit}': write bytes, or a number with K, M, G or T")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("'{text}' is not a number of bytes, such as 512M"))?;
+    let bytes = number * f64::from(1u32 << 20) * f64::exp2(f64::from(shift) - 20.0);
+    if !(1.0..=1e18).contains(&bytes) {
+        return Err(format!("'{text}' is out of range: at least 1 byte"));
+    }
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn bytes_have_units_of_1024() {
+        let check = |text: &str, want: Option<u64>| assert_eq!(parse_bytes(text).ok(), want, "{text}");
+        check("4096", Some(4096));
+        check("512M", Some(512 << 20));
+        check("1.5GiB", Some(3 << 29));
+        check("2 gb", Some(2 << 30));
+        check("0", None);
+        check("-1", None);
+        check("12X", None);
+        check("", None);
+        check("1e400", None);
+    }
+}
