@@ -2,6 +2,7 @@
 //!
 //! The only crate with `unsafe`. It decides nothing: which kernel runs is in the plan that it is bound to.
 
+pub mod detect;
 pub mod format;
 mod quant;
 

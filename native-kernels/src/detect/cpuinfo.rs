@@ -66,7 +66,10 @@ impl CpuInfo {
     fn start(&mut self, number: &str) {
         // Old 32-bit ARM kernels write a name here: "Processor : ARMv7 Processor rev 4".
         if let Ok(id) = number.parse() {
-            self.processors.push(Processor { id, ..Processor::default() });
+            self.processors.push(Processor {
+                id,
+                ..Processor::default()
+            });
         }
     }
 
@@ -89,7 +92,11 @@ impl CpuInfo {
             Name::Model => &mut self.model,
         };
         if name.is_empty() {
-            *name = value.chars().filter(|c| !c.is_control()).take(128).collect();
+            *name = value
+                .chars()
+                .filter(|c| !c.is_control())
+                .take(128)
+                .collect();
         }
     }
 
@@ -102,7 +109,9 @@ impl CpuInfo {
     }
 
     fn name_arm(&mut self, implementer: Option<u32>, part: Option<u32>) {
-        let Some(implementer) = implementer else { return };
+        let Some(implementer) = implementer else {
+            return;
+        };
         self.name(Name::Vendor, arm_vendor(implementer));
         if let Some(part) = part {
             self.name(Name::Model, &arm_core(implementer, part));
@@ -137,11 +146,23 @@ fn features(key: &str, value: &str) -> BTreeSet<String> {
 /// `rv64imafdcv_zicsr_zba` → `a c d f i m v zba zicsr`.
 fn riscv_extensions(isa: &str) -> BTreeSet<String> {
     let isa = isa.to_ascii_lowercase();
-    let Some(isa) = isa.strip_prefix("rv64").or_else(|| isa.strip_prefix("rv32")) else { return BTreeSet::new() };
+    let Some(isa) = isa
+        .strip_prefix("rv64")
+        .or_else(|| isa.strip_prefix("rv32"))
+    else {
+        return BTreeSet::new();
+    };
     let mut parts = isa.split('_');
     let letters = parts.next().unwrap_or_default().replace('g', "imafd");
-    let letters = letters.chars().filter(char::is_ascii_lowercase).map(String::from).collect::<Vec<_>>();
-    letters.into_iter().chain(parts.filter(|part| !part.is_empty()).map(str::to_owned)).collect()
+    let letters = letters
+        .chars()
+        .filter(char::is_ascii_lowercase)
+        .map(String::from)
+        .collect::<Vec<_>>();
+    letters
+        .into_iter()
+        .chain(parts.filter(|part| !part.is_empty()).map(str::to_owned))
+        .collect()
 }
 
 /// The name that Rust and Linux use for what `uname -m` prints.
@@ -167,7 +188,9 @@ fn arch_of_line(key: &str, value: &str) -> Option<&'static str> {
         "features" if value.split_ascii_whitespace().any(|flag| flag == "asimd") => Some("aarch64"),
         "features" if value.split_ascii_whitespace().any(|flag| flag == "neon") => Some("arm"),
         "features" if value.split_ascii_whitespace().any(|flag| flag == "zarch") => Some("s390x"),
-        "features" if value.split_ascii_whitespace().any(|flag| flag == "cpucfg") => Some("loongarch64"),
+        "features" if value.split_ascii_whitespace().any(|flag| flag == "cpucfg") => {
+            Some("loongarch64")
+        }
         "isa" if value.starts_with("rv64") => Some("riscv64"),
         "isa" if value.starts_with("rv32") => Some("riscv32"),
         "cpu" if value.starts_with("POWER") => Some("powerpc64le"),
@@ -237,8 +260,18 @@ mod tests {
                     flags\t\t: fpu lm avx2 avx512f\n\nprocessor\t: 1\nflags\t\t: fpu lm avx2\n";
         let info = CpuInfo::parse(text);
         assert_eq!(isa(&info), ["avx2", "fpu", "lm"]);
-        assert_eq!((info.arch, info.vendor.as_str(), info.model.as_str()), (Some("x86_64"), "GenuineIntel", "Hybrid"));
-        assert_eq!(info.processors[0], Processor { id: 0, package: Some(0), core: Some(4) });
+        assert_eq!(
+            (info.arch, info.vendor.as_str(), info.model.as_str()),
+            (Some("x86_64"), "GenuineIntel", "Hybrid")
+        );
+        assert_eq!(
+            info.processors[0],
+            Processor {
+                id: 0,
+                package: Some(0),
+                core: Some(4)
+            }
+        );
         assert_eq!(info.processors.len(), 2);
     }
 
@@ -252,20 +285,30 @@ mod tests {
         );
         assert_eq!(isa(&info), ["asimd", "asimddp", "fp", "i8mm"]);
         let unknown = CpuInfo::parse("CPU implementer : 0x99\nCPU part : 0x7\n");
-        assert_eq!((unknown.vendor.as_str(), unknown.model.as_str()), ("", "part 0x7"));
+        assert_eq!(
+            (unknown.vendor.as_str(), unknown.model.as_str()),
+            ("", "part 0x7")
+        );
     }
 
     #[test]
     fn riscv_extensions_are_split() {
         let text = "processor\t: 0\nhart\t\t: 1\nisa\t\t: rv64gcv_zba_zvfh\nmmu\t\t: sv39\nuarch\t\t: sifive,u74-mc\n";
         let info = CpuInfo::parse(text);
-        assert_eq!(isa(&info), ["a", "c", "d", "f", "i", "m", "v", "zba", "zvfh"]);
-        assert_eq!((info.arch, info.model.as_str()), (Some("riscv64"), "sifive,u74-mc"));
+        assert_eq!(
+            isa(&info),
+            ["a", "c", "d", "f", "i", "m", "v", "zba", "zvfh"]
+        );
+        assert_eq!(
+            (info.arch, info.model.as_str()),
+            (Some("riscv64"), "sifive,u74-mc")
+        );
     }
 
     #[test]
     fn power_and_s390() {
-        let info = CpuInfo::parse("processor\t: 0\ncpu\t\t: POWER9 (architected), altivec supported\n");
+        let info =
+            CpuInfo::parse("processor\t: 0\ncpu\t\t: POWER9 (architected), altivec supported\n");
         assert_eq!(
             (info.arch, info.vendor.as_str(), info.model.as_str()),
             (Some("powerpc64le"), "IBM", "POWER9 (architected)")
@@ -274,7 +317,10 @@ mod tests {
 
         let text = "vendor_id       : IBM/S390\nfeatures\t: esan3 zarch vx vxe\nprocessor 0: version = 00\nprocessor 1: version = 00\n";
         let info = CpuInfo::parse(text);
-        assert_eq!((info.arch, info.vendor.as_str(), info.processors.len()), (Some("s390x"), "IBM/S390", 2));
+        assert_eq!(
+            (info.arch, info.vendor.as_str(), info.processors.len()),
+            (Some("s390x"), "IBM/S390", 2)
+        );
         assert_eq!(isa(&info), ["esan3", "vx", "vxe", "zarch"]);
     }
 }

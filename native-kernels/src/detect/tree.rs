@@ -27,7 +27,9 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn new(root: &Path) -> Self {
-        Self { root: root.to_path_buf() }
+        Self {
+            root: root.to_path_buf(),
+        }
     }
 
     /// The file at `path` (absolute, as the machine itself names it), lossily decoded.
@@ -50,9 +52,15 @@ impl Tree {
 
     /// Names in a folder, sorted.
     pub(super) fn names(&self, folder: &str) -> Vec<String> {
-        let entries = self.inside(folder).and_then(|folder| fs::read_dir(folder).ok());
-        let mut names: Vec<String> =
-            entries.into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        let entries = self
+            .inside(folder)
+            .and_then(|folder| fs::read_dir(folder).ok());
+        let mut names: Vec<String> = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
         names.sort();
         names
     }
@@ -60,14 +68,18 @@ impl Tree {
     /// Numbers of the entries `prefix0`, `prefix1`, … of a folder.
     pub(super) fn numbered(&self, folder: &str, prefix: &str) -> IdSet {
         let names = self.names(folder);
-        let numbers = names.iter().filter_map(|name| name.strip_prefix(prefix)?.parse().ok());
+        let numbers = names
+            .iter()
+            .filter_map(|name| name.strip_prefix(prefix)?.parse().ok());
         numbers.filter(|number| *number <= MAX_ID).collect()
     }
 
     /// Where `path` lies; absent if it would climb out of the tree, as a path read from a file of that tree may.
     fn inside(&self, path: &str) -> Option<PathBuf> {
         let relative = Path::new(path.trim_start_matches('/'));
-        let plain = relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        let plain = relative
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         plain.then(|| self.root.join(relative))
     }
 }
@@ -75,7 +87,12 @@ impl Tree {
 /// Reads the kernel's list format: `0-3,8,10-11`. Absent if any part of it is malformed.
 pub(super) fn parse_ids(list: &str) -> Option<IdSet> {
     let mut ids = IdSet::new();
-    for part in list.trim().split(',').map(str::trim).filter(|part| !part.is_empty()) {
+    for part in list
+        .trim()
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+    {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
         if first > last || last > MAX_ID {
@@ -96,7 +113,11 @@ pub(super) fn field<'a>(text: &'a str, key: &str, separator: char) -> Option<&'a
 
 /// A `kB` value of such a file, in bytes.
 pub(super) fn kib_field(text: &str, key: &str) -> Option<u64> {
-    let kib: u64 = field(text, key, ':')?.strip_suffix("kB")?.trim().parse().ok()?;
+    let kib: u64 = field(text, key, ':')?
+        .strip_suffix("kB")?
+        .trim()
+        .parse()
+        .ok()?;
     kib.checked_mul(1024)
 }
 
@@ -124,7 +145,10 @@ mod tests {
     fn a_path_cannot_leave_the_tree() {
         let tree = Tree::new(Path::new("/nowhere"));
         assert_eq!(tree.inside("/proc/../../etc"), None);
-        assert_eq!(tree.inside("//proc/self"), Some(PathBuf::from("/nowhere/proc/self")));
+        assert_eq!(
+            tree.inside("//proc/self"),
+            Some(PathBuf::from("/nowhere/proc/self"))
+        );
     }
 
     #[test]
