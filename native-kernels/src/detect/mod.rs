@@ -85,7 +85,12 @@ fn host(source: &Source) -> HostFacts {
     );
     let allowed = Allowed::read(tree, &groups, affinity(source), &online);
     let nodes = topology::nodes(tree);
-    let logical = topology::logical_cpus(tree, &info, &online, &nodes, &allowed.cpus);
+    let present = topology::Present {
+        online: &online,
+        allowed: &allowed.cpus,
+        nodes: &nodes,
+    };
+    let logical = topology::logical_cpus(tree, &info, &present);
     let first = allowed.cpus.first().copied().unwrap_or(0);
 
     let memory = HostMemory::read(source);
@@ -112,7 +117,7 @@ fn host(source: &Source) -> HostFacts {
         }
         .into_iter()
         .collect(),
-        caches: topology::caches(tree, first, &online),
+        caches: topology::caches(tree, first),
         logical,
         numa,
         budget: Budget {

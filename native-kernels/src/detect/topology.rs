@@ -30,24 +30,26 @@ pub(super) fn node_file(node: u32, name: &str) -> String {
     format!("{NODES}/node{node}/{name}")
 }
 
+/// Which CPUs and nodes there are.
+pub(super) struct Present<'a> {
+    pub(super) online: &'a IdSet,
+    /// CPUs that this process may run on.
+    pub(super) allowed: &'a IdSet,
+    pub(super) nodes: &'a IdSet,
+}
+
 /// Every online CPU, in order of its number.
-pub(super) fn logical_cpus(
-    tree: &Tree,
-    info: &CpuInfo,
-    online: &IdSet,
-    nodes: &IdSet,
-    allowed: &IdSet,
-) -> Vec<LogicalCpu> {
-    let node_of = node_of_cpu(tree, nodes);
-    let first_node = nodes.first().copied().unwrap_or(0);
-    let processors: BTreeMap<u32, Processor> =
-        info.processors.iter().map(|cpu| (cpu.id, *cpu)).collect();
+pub(super) fn logical_cpus(tree: &Tree, info: &CpuInfo, present: &Present<'_>) -> Vec<LogicalCpu> {
+    let node_of = node_of_cpu(tree, present.nodes);
+    let first_node = present.nodes.first().copied().unwrap_or(0);
+    let listed = info.processors.iter().map(|cpu| (cpu.id, *cpu));
+    let listed: BTreeMap<u32, Processor> = listed.collect();
     let mut cores = Cores::default();
-    let logical = online.iter().map(|&id| LogicalCpu {
+    let logical = present.online.iter().map(|&id| LogicalCpu {
         id,
-        core: cores.number(core_of_cpu(tree, id, online, processors.get(&id))),
+        core: cores.number(core_of_cpu(tree, id, listed.get(&id))),
         node: node_of.get(&id).copied().unwrap_or(first_node),
-        allowed: allowed.contains(&id),
+        allowed: present.allowed.contains(&id),
     });
     logical.collect()
 }
@@ -69,13 +71,13 @@ enum CoreKey {
     PackageAndCore(u32, u32),
 }
 
-fn core_of_cpu(tree: &Tree, id: u32, online: &IdSet, processor: Option<&Processor>) -> CoreKey {
+fn core_of_cpu(tree: &Tree, id: u32, processor: Option<&Processor>) -> CoreKey {
     let siblings = ["core_cpus_list", "thread_siblings_list"] // the second is the name before Linux 5.3
         .iter()
         .find_map(|name| tree.ids(&format!("{CPUS}/cpu{id}/topology/{name}")))
         .filter(|siblings| siblings.contains(&id));
-    if let Some(siblings) = siblings {
-        return CoreKey::FirstSibling(siblings.intersection(online).next().copied().unwrap_or(id));
+    if let Some(first) = siblings.and_then(|siblings| siblings.first().copied()) {
+        return CoreKey::FirstSibling(first);
     }
     match processor {
         Some(Processor {
@@ -99,17 +101,17 @@ impl Cores {
 }
 
 /// Data and unified caches of `cpu`, smallest level first. Empty where `/sys` does not tell, as on many ARM guests.
-pub(super) fn caches(tree: &Tree, cpu: u32, online: &IdSet) -> Vec<Cache> {
+pub(super) fn caches(tree: &Tree, cpu: u32) -> Vec<Cache> {
     let folder = format!("{CPUS}/cpu{cpu}/cache");
     let indices = tree.numbered(&folder, "index");
     let caches = indices
         .iter()
-        .filter_map(|index| cache(tree, &format!("{folder}/index{index}"), online));
+        .filter_map(|index| cache(tree, &format!("{folder}/index{index}")));
     let by_level: BTreeMap<u8, Cache> = caches.map(|cache| (cache.level, cache)).collect();
     by_level.into_values().collect()
 }
 
-fn cache(tree: &Tree, folder: &str, online: &IdSet) -> Option<Cache> {
+fn cache(tree: &Tree, folder: &str) -> Option<Cache> {
     let kind = tree.text(&format!("{folder}/type")).unwrap_or_default();
     if kind.trim() == "Instruction" {
         return None;
@@ -120,7 +122,7 @@ fn cache(tree: &Tree, folder: &str, online: &IdSet) -> Option<Cache> {
     Some(Cache {
         level: tree.value(&format!("{folder}/level"))?,
         bytes: cache_bytes(tree.text(&format!("{folder}/size"))?.trim())?,
-        shared_by: (sharers.intersection(online).count() as u32).max(1),
+        shared_by: (sharers.len() as u32).max(1),
     })
 }
 

@@ -358,6 +358,8 @@ pub fn wsl() -> Machine {
             "0-7",
             (0..8).map(|cpu| (cpu, format!("{}-{}", cpu / 2 * 2, cpu / 2 * 2 + 1))),
         )
+        .cache(0, 0, (1, "Data", "48K"), "0-1")
+        .cache(0, 1, (1, "Instruction", "32K"), "0-1")
         .cgroup2("/init.scope")
 }
 

@@ -202,6 +202,25 @@ fn a_quota_over_the_cores_does_not_decide() {
 }
 
 #[test]
+fn a_quota_of_as_many_cores_does_not_decide() {
+    let cores = "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us";
+    let host = machines::docker_v1_on_xeon()
+        .file(cores, "400000\n")
+        .facts()
+        .host;
+    assert_eq!(threads(&host), (8, "8 physical cores of 16 CPUs"));
+}
+
+#[test]
+fn siblings_that_leave_out_the_cpu_itself_are_not_believed() {
+    let host = machines::graviton3()
+        .file("sys/devices/system/cpu/cpu7/topology/core_cpus_list", "6\n")
+        .facts()
+        .host;
+    assert_eq!(cores(&host), 64);
+}
+
+#[test]
 fn memory_high_counts_as_a_limit() {
     let pod = "sys/fs/cgroup/kubepods.slice/pod7f.slice/cri-2a.scope";
     let host = machines::pod_on_epyc()
@@ -382,6 +401,13 @@ fn the_windows_subsystem() {
         (host.numa.len(), host.numa[0].total),
         (1, 16_000_000 * 1024)
     );
+    // The instruction cache is not one of them.
+    let first_level = Cache {
+        level: 1,
+        bytes: 48 << 10,
+        shared_by: 2,
+    };
+    assert_eq!(host.caches, [first_level]);
 }
 
 #[test]

@@ -11,9 +11,6 @@ mod hierarchy;
 use super::tree::{IdSet, Tree, field};
 use hierarchy::{Group, Hierarchy};
 
-/// A cgroup v1 limit is a multiple of the page size just under this where there is none.
-const V1_UNLIMITED: u64 = 1 << 62;
-
 /// The groups of this process, by controller.
 #[derive(Debug, Default)]
 pub(super) struct Cgroups {
@@ -34,14 +31,6 @@ pub(super) struct CpuQuota {
 }
 
 impl CpuQuota {
-    fn new(quota_us: u64, period_us: u64, origin: String) -> Option<Self> {
-        (quota_us > 0 && period_us > 0).then_some(Self {
-            quota_us,
-            period_us,
-            origin,
-        })
-    }
-
     /// Whole cores; the rest of a quota would only let one thread more be throttled.
     pub(super) fn whole_cores(&self) -> u64 {
         self.quota_us / self.period_us
@@ -151,7 +140,11 @@ impl Group {
             ("cpu.cfs_quota_us", self.cfs_quota(tree)?)
         };
         let origin = self.origin(&format!("{file} {quota}/{period}"));
-        CpuQuota::new(quota, period, origin)
+        (quota > 0 && period > 0).then_some(CpuQuota {
+            quota_us: quota,
+            period_us: period,
+            origin,
+        })
     }
 
     /// Version 2: `765000 100000`, or `max 100000` for none.
@@ -173,38 +166,34 @@ impl Group {
     }
 
     fn memory_limits(&self, tree: &Tree) -> Vec<MemoryLimit> {
-        let (usage, inactive) = if self.version == 2 {
-            ("memory.current", "inactive_file")
-        } else {
-            ("memory.usage_in_bytes", "total_inactive_file")
-        };
         let stat = tree.text(&self.file("memory.stat")).unwrap_or_default();
-        let in_stat = |key| field(&stat, key, ' ').and_then(|value| value.parse::<u64>().ok());
-        let usage = tree.value::<u64>(&self.file(usage)).unwrap_or(0);
-        let used = usage.saturating_sub(in_stat(inactive).unwrap_or(0));
-
-        let found = if self.version == 2 {
-            // Over memory.high a group is not killed but slowed down until it is of no use.
-            ["memory.max", "memory.high"].map(|file| (file, tree.value(&self.file(file)))) // "max" is none
+        let in_stat = |key| field(&stat, key, ' ')?.parse::<u64>().ok();
+        let in_file = |name| tree.value::<u64>(&self.file(name));
+        let (usage, inactive, limits) = if self.version == 2 {
+            // Over memory.high a group is not killed but slowed down until it is of no use. Both may be "max".
+            let limits = ["memory.max", "memory.high"].map(|name| (name, in_file(name)));
+            ("memory.current", "inactive_file", limits)
         } else {
-            // The second also counts ancestors that this namespace does not show.
-            let own = tree.value(&self.file("memory.limit_in_bytes"));
-            let ancestors = in_stat("hierarchical_memory_limit");
-            [
-                ("memory.limit_in_bytes", own),
-                ("hierarchical_memory_limit", ancestors),
-            ]
+            // The second also counts ancestors that this namespace does not show. Without a limit both are about
+            // 2^63, which never decides.
+            let limits = [
+                ("memory.limit_in_bytes", in_file("memory.limit_in_bytes")),
+                (
+                    "hierarchical_memory_limit",
+                    in_stat("hierarchical_memory_limit"),
+                ),
+            ];
+            ("memory.usage_in_bytes", "total_inactive_file", limits)
         };
-        let limits = found
-            .into_iter()
-            .filter_map(|(file, limit)| Some((file, limit?)));
-        let limits = limits.filter(|(_, limit)| self.version == 2 || *limit < V1_UNLIMITED);
-        limits
-            .map(|(file, limit)| MemoryLimit {
-                limit,
+        let reclaimable = in_stat(inactive).unwrap_or(0);
+        let used = in_file(usage).unwrap_or(0).saturating_sub(reclaimable);
+        let limits = limits.into_iter().filter_map(|(name, limit)| {
+            Some(MemoryLimit {
+                limit: limit?,
                 used,
-                origin: self.origin(file),
+                origin: self.origin(name),
             })
-            .collect()
+        });
+        limits.collect()
     }
 }

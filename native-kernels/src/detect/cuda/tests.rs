@@ -55,7 +55,7 @@ fn attribute_value(attribute: c_int, device: Device, integrated: c_int) -> Resul
     match attribute {
         16 => Ok(132),
         18 => Ok(integrated),
-        32 => Ok(1),
+        32 => Ok(c_int::from(device == 70)),
         33 => Ok(0x17 + device - 70),
         34 | 50 | 76 => Ok(0),
         75 => Ok(9),
@@ -163,6 +163,7 @@ fn two_devices_on_nvlink() {
     };
     assert_eq!(probe.devices[0], expected);
     assert_eq!(probe.devices[1].numa, None);
+    assert!(!probe.devices[1].features.contains(&"ecc".to_owned()));
     assert_eq!(
         probe.devices[1].peers,
         [Peer {

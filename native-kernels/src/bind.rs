@@ -1,0 +1,260 @@
+//! From the ids of a plan to kernels that this CPU can run. An id that cannot be had is an error with its reasons.
+
+use crate::Format;
+use crate::catalog::catalog;
+use crate::cpu::isa::{Int8Isa, LaneIsa, missing_features};
+use plinth_platform::facts::Kernel;
+
+/// Which kernel serves which purpose, by id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Attention over a chunk of a prompt.
+    pub attention_prefill: String,
+    /// Attention of one new token a sequence.
+    pub attention_decode: String,
+    /// Weight format and the matrix multiplication for it, one entry for every format of the model.
+    pub matmul: Vec<(String, String)>,
+    /// Everything that goes over rows: norms, rotation, activation functions.
+    pub elementwise: String,
+}
+
+impl Selection {
+    /// The best kernels that this CPU can run, by rank, for every format. What the floor of a runtime would choose; for
+    /// tests and benchmarks.
+    pub fn best() -> Self {
+        let usable: Vec<Kernel> = catalog()
+            .into_iter()
+            .filter(|kernel| missing_features(kernel).is_empty())
+            .collect();
+        let best = |op: &str, format: Option<&str>| {
+            let serves = |kernel: &&Kernel| {
+                kernel.op == op && format.is_none_or(|f| kernel.formats.iter().any(|g| g == f))
+            };
+            let best = usable
+                .iter()
+                .filter(serves)
+                .max_by_key(|kernel| kernel.rank);
+            best.expect("there is a portable kernel for everything")
+                .id
+                .clone()
+        };
+        Self {
+            attention_prefill: best("attention", None),
+            attention_decode: best("attention", None),
+            matmul: Format::ALL
+                .iter()
+                .map(|f| (f.name().to_owned(), best("matmul", Some(f.name()))))
+                .collect(),
+            elementwise: best("elementwise", None),
+        }
+    }
+}
+
+/// Why a kernel cannot be bound. All of them are faults of who made the selection, except the last, which may be the
+/// machine's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BindError {
+    /// The catalogue has no such kernel.
+    #[error("{purpose}: no kernel {id:?} in this build; it has {known:?}")]
+    Unknown {
+        /// What it was to do.
+        purpose: String,
+        /// The id asked for.
+        id: String,
+        /// Ids of this operation.
+        known: Vec<String>,
+    },
+    /// A weight format of another name.
+    #[error("matmul: no weight format {name:?}; expected one of {known:?}")]
+    UnknownFormat {
+        /// The name given.
+        name: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+    /// The kernel does something else.
+    #[error("{purpose}: kernel {id:?} {does}")]
+    Unsuitable {
+        /// What it was to do.
+        purpose: String,
+        /// The id asked for.
+        id: String,
+        /// What it does instead.
+        does: String,
+    },
+    /// The CPU lacks something.
+    #[error("{purpose}: kernel {id:?} needs {missing:?}, which this CPU does not have")]
+    Missing {
+        /// What it was to do.
+        purpose: String,
+        /// The id asked for.
+        id: String,
+        /// Features as Linux names them.
+        missing: Vec<String>,
+    },
+}
+
+/// How a format is multiplied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum MatmulKernel {
+    /// Float panels, or quantised ones widened.
+    Float(LaneIsa),
+    /// Activations as signed bytes.
+    Int8(Int8Isa),
+}
+
+/// A kernel for every purpose.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound {
+    pub attention_prefill: LaneIsa,
+    pub attention_decode: LaneIsa,
+    /// By position in `Format::ALL`.
+    pub matmul: [Option<MatmulKernel>; Format::ALL.len()],
+    pub elementwise: LaneIsa,
+}
+
+impl Bound {
+    pub fn new(selection: &Selection) -> Result<Self, BindError> {
+        let catalog = catalog();
+        let lanes = |purpose: &str, op, id: &str| {
+            let kernel = find(&catalog, purpose, op, id)?;
+            Ok(lane_isa(kernel))
+        };
+        let mut matmul = [None; Format::ALL.len()];
+        for (name, id) in &selection.matmul {
+            let (index, format) = format_named(name)?;
+            let purpose = format!("matmul of {format}");
+            let kernel = find(&catalog, &purpose, "matmul", id)?;
+            if !kernel.formats.iter().any(|f| f == format.name()) {
+                return Err(BindError::Unsuitable {
+                    purpose,
+                    id: id.clone(),
+                    does: format!("multiplies {:?} only", kernel.formats),
+                });
+            }
+            matmul[index] = Some(if id.ends_with(".int8") {
+                MatmulKernel::Int8(int8_isa(kernel))
+            } else {
+                MatmulKernel::Float(lane_isa(kernel))
+            });
+        }
+        Ok(Self {
+            attention_prefill: lanes(
+                "attention (prefill)",
+                "attention",
+                &selection.attention_prefill,
+            )?,
+            attention_decode: lanes(
+                "attention (decode)",
+                "attention",
+                &selection.attention_decode,
+            )?,
+            matmul,
+            elementwise: lanes("elementwise", "elementwise", &selection.elementwise)?,
+        })
+    }
+}
+
+fn format_named(name: &str) -> Result<(usize, Format), BindError> {
+    let found = Format::ALL
+        .into_iter()
+        .enumerate()
+        .find(|(_, format)| Format::from_name(name) == Some(*format));
+    found.ok_or_else(|| BindError::UnknownFormat {
+        name: name.to_owned(),
+        known: Format::ALL.map(Format::name).into(),
+    })
+}
+
+/// The entry of a kernel that is there, does `op` and can run here.
+fn find<'a>(
+    catalog: &'a [Kernel],
+    purpose: &str,
+    op: &str,
+    id: &str,
+) -> Result<&'a Kernel, BindError> {
+    let (purpose, id) = (purpose.to_owned(), id.to_owned());
+    let Some(kernel) = catalog.iter().find(|kernel| kernel.id == id) else {
+        let of_op = catalog.iter().filter(|kernel| kernel.op == op);
+        let known = of_op.map(|kernel| kernel.id.clone()).collect();
+        return Err(BindError::Unknown { purpose, id, known });
+    };
+    if kernel.op != op {
+        let does = format!("does {:?}", kernel.op);
+        return Err(BindError::Unsuitable { purpose, id, does });
+    }
+    let missing = missing_features(kernel);
+    if missing.is_empty() {
+        Ok(kernel)
+    } else {
+        Err(BindError::Missing {
+            purpose,
+            id,
+            missing,
+        })
+    }
+}
+
+/// The middle of the id names the instruction set.
+fn tier(kernel: &Kernel) -> &str {
+    kernel.id.split('.').nth(1).unwrap_or_default()
+}
+
+fn lane_isa(kernel: &Kernel) -> LaneIsa {
+    LaneIsa::detect(tier(kernel)).expect("the catalogue names what an instruction set needs")
+}
+
+fn int8_isa(kernel: &Kernel) -> Int8Isa {
+    Int8Isa::detect(tier(kernel)).expect("the catalogue names what an instruction set needs")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_of_this_cpu_binds() {
+        let bound = Bound::new(&Selection::best()).unwrap();
+        assert!(bound.matmul.iter().all(Option::is_some));
+    }
+
+    #[test]
+    fn every_kernel_binds_or_says_what_is_missing() {
+        for kernel in catalog().iter().filter(|kernel| kernel.op == "elementwise") {
+            let selection = Selection {
+                elementwise: kernel.id.clone(),
+                ..Selection::best()
+            };
+            match Bound::new(&selection) {
+                Ok(_) => assert!(missing_features(kernel).is_empty()),
+                Err(BindError::Missing { missing, .. }) => {
+                    assert_eq!(missing, missing_features(kernel));
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+
+    fn refused(change: impl Fn(&mut Selection)) -> String {
+        let mut selection = Selection::best();
+        change(&mut selection);
+        Bound::new(&selection).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused_with_a_reason() {
+        let unknown = refused(|s| s.elementwise = "cpu.mmx.elementwise".into());
+        assert!(unknown.starts_with("elementwise: no kernel \"cpu.mmx.elementwise\""));
+        assert!(unknown.contains("cpu.portable.elementwise"));
+        let other = refused(|s| s.attention_decode = "cpu.portable.elementwise".into());
+        assert_eq!(
+            other,
+            "attention (decode): kernel \"cpu.portable.elementwise\" does \"elementwise\""
+        );
+        let float = ("q4_1".into(), "cpu.portable.matmul.float".into());
+        let format = refused(|s| s.matmul.push(float.clone()));
+        assert!(format.contains("multiplies [\"f32\", \"f16\", \"bf16\"] only"));
+        let name = refused(|s| s.matmul.push(("q3_k".into(), String::new())));
+        assert!(name.contains("no weight format \"q3_k\""));
+    }
+}

@@ -1,0 +1,155 @@
+//! Every kernel of this build, as facts.
+
+use plinth_platform::facts::{BlockSize, GraphSupport, Kernel};
+
+/// Weight formats whose elements are floating-point numbers.
+const FLOAT: &[&str] = &["f32", "f16", "bf16"];
+/// Weight formats of small integers and scales.
+const QUANTISED: &[&str] = &[
+    "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k",
+];
+
+/// What an instruction set is called, what it needs (names of Linux), and how fast it is among the others.
+struct Tier {
+    name: &'static str,
+    requires: &'static [&'static str],
+    rank: u32,
+}
+
+const PORTABLE: Tier = Tier {
+    name: "portable",
+    requires: &[],
+    rank: 100,
+};
+
+/// Tiers with float lanes, best first.
+const LANE_TIERS: &[Tier] = &[PORTABLE];
+/// Tiers with integer dot products, best first.
+const INT8_TIERS: &[Tier] = &[PORTABLE];
+
+/// Every kernel of this build, whether or not this machine can run it.
+///
+/// Ids are `cpu.<instruction set>.<operation>[.<kind>]`:
+///
+/// | id ends in | does |
+/// |---|---|
+/// | `attention` | attention over the paged cache, prefill and decode |
+/// | `matmul.float` | products with float weights, bit for bit the same in any batch |
+/// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
+/// | `matmul.dequant` | products with quantised weights dequantised exactly and float activations: for evaluation |
+/// | `elementwise` | norms, rotation, activation functions |
+pub fn catalog() -> Vec<Kernel> {
+    let lanes = LANE_TIERS.iter().flat_map(|tier| {
+        [
+            attention(tier),
+            matmul(tier, "float", FLOAT, tier.rank, &["batch-invariant"]),
+            // Always behind the integer kernel of any tier: it is for those who ask for exactness.
+            matmul(
+                tier,
+                "dequant",
+                QUANTISED,
+                tier.rank / 10,
+                &["batch-invariant"],
+            ),
+            elementwise(tier),
+        ]
+    });
+    let int8 = INT8_TIERS.iter().map(|tier| {
+        let traits = &["batch-invariant", "int8-activations"];
+        matmul(tier, "int8", QUANTISED, tier.rank, traits)
+    });
+    lanes.chain(int8).collect()
+}
+
+fn attention(tier: &Tier) -> Kernel {
+    Kernel {
+        kv_dtypes: names(&["f32", "f16", "bf16"]),
+        block_sizes: vec![BlockSize::MultipleOf(16)],
+        traits: names(&[
+            "batch-invariant",
+            "causal",
+            "decode",
+            "prefill",
+            "sliding-window",
+        ]),
+        kv_layout: Some("paged-tile16".to_owned()),
+        ..kernel(tier, "attention", "attention".to_owned(), tier.rank)
+    }
+}
+
+fn matmul(tier: &Tier, kind: &str, formats: &[&str], rank: u32, traits: &[&str]) -> Kernel {
+    let mut traits = names(traits);
+    traits.extend(names(&["decode", "prefill"]));
+    Kernel {
+        formats: names(formats),
+        traits,
+        ..kernel(tier, "matmul", format!("matmul.{kind}"), rank)
+    }
+}
+
+fn elementwise(tier: &Tier) -> Kernel {
+    Kernel {
+        traits: names(&["batch-invariant"]),
+        ..kernel(tier, "elementwise", "elementwise".to_owned(), tier.rank)
+    }
+}
+
+fn kernel(tier: &Tier, op: &str, name: String, rank: u32) -> Kernel {
+    Kernel {
+        id: format!("cpu.{}.{name}", tier.name),
+        op: op.to_owned(),
+        provider: "cpu".to_owned(),
+        dtypes: names(&["f32"]),
+        kv_dtypes: Vec::new(),
+        formats: Vec::new(),
+        head_sizes: Vec::new(),
+        block_sizes: Vec::new(),
+        requires: names(tier.requires),
+        traits: Vec::new(),
+        graph: GraphSupport::Never,
+        kv_layout: None,
+        rank,
+    }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+    use std::collections::HashSet;
+
+    #[test]
+    fn ids_are_unique() {
+        let catalog = catalog();
+        let ids: HashSet<_> = catalog.iter().map(|kernel| &kernel.id).collect();
+        assert_eq!(ids.len(), catalog.len());
+    }
+
+    #[test]
+    fn every_format_has_a_kernel_that_needs_nothing() {
+        for format in Format::ALL {
+            let name = format.name().to_owned();
+            assert!(
+                catalog()
+                    .iter()
+                    .any(|kernel| kernel.requires.is_empty() && kernel.formats.contains(&name)),
+                "{format}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_exact_kernel_is_never_the_fastest() {
+        let catalog = catalog();
+        let ranks = |kind: &str| -> Vec<u32> {
+            let of_kind = catalog.iter().filter(|kernel| kernel.id.ends_with(kind));
+            of_kind.map(|kernel| kernel.rank).collect()
+        };
+        let (exact, int8) = (ranks("matmul.dequant"), ranks("matmul.int8"));
+        assert!(exact.iter().max() < int8.iter().min());
+    }
+}

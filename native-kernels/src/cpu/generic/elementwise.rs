@@ -1,0 +1,166 @@
+//! What goes over rows without a matrix: normalisation, rotation, activation functions.
+
+use super::exp::sigmoid;
+use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part, store_part};
+use crate::rope::{RopeLayout, RopeTable};
+use crate::tensor::{Rows, RowsMut};
+
+/// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
+///
+/// **Source**: Zhang and Sennrich, "Root Mean Square Layer Normalization", equation 4.
+pub(crate) struct RmsNorm<'a> {
+    pub x: Rows<'a>,
+    pub weight: &'a [f32],
+    pub eps: f32,
+    pub out: RowsMut<'a>,
+}
+
+impl LaneKernel for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        for row in 0..self.x.rows() {
+            let x = self.x.row(row);
+            let mean = sum_of_squares(lanes, x) / x.len() as f32;
+            let inverse = lanes.splat(1.0 / (mean + self.eps).sqrt());
+            map2(lanes, Scale(inverse), x, self.weight, self.out.row_mut(row));
+        }
+    }
+}
+
+struct Scale<V>(V);
+
+impl<L: Lanes> Map2<L> for Scale<L::F32> {
+    #[inline(always)]
+    fn map(&self, lanes: L, x: L::F32, weight: L::F32) -> L::F32 {
+        lanes.mul(lanes.mul(x, self.0), weight)
+    }
+}
+
+#[inline(always)]
+fn sum_of_squares<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
+    let (chunks, tail) = x.as_chunks();
+    let mut sum = lanes.splat(0.0);
+    for chunk in chunks {
+        let x = lanes.load(chunk);
+        sum = lanes.fma(x, x, sum);
+    }
+    let x = load_part(lanes, tail);
+    lanes.sum(lanes.fma(x, x, sum))
+}
+
+/// `out = gate * sigmoid(gate) * up`, element by element.
+///
+/// **Source**: Shazeer, "GLU Variants Improve Transformer", SwiGLU with beta 1.
+pub(crate) struct SiluMul<'a> {
+    pub gate: Rows<'a>,
+    pub up: Rows<'a>,
+    pub out: RowsMut<'a>,
+}
+
+impl LaneKernel for SiluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        for row in 0..self.gate.rows() {
+            let (gate, up) = (self.gate.row(row), self.up.row(row));
+            map2(lanes, Swish, gate, up, self.out.row_mut(row));
+        }
+    }
+}
+
+struct Swish;
+
+impl<L: Lanes> Map2<L> for Swish {
+    #[inline(always)]
+    fn map(&self, lanes: L, gate: L::F32, up: L::F32) -> L::F32 {
+        lanes.mul(lanes.mul(gate, sigmoid(lanes, gate)), up)
+    }
+}
+
+/// A function of two vectors. A trait and no closure, because a closure is not certain to be inlined into the code that
+/// has the instructions.
+trait Map2<L: Lanes> {
+    fn map(&self, lanes: L, a: L::F32, b: L::F32) -> L::F32;
+}
+
+/// `out = f(a, b)` over three slices of one length.
+#[inline(always)]
+fn map2<L: Lanes>(lanes: L, f: impl Map2<L>, a: &[f32], b: &[f32], out: &mut [f32]) {
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let (out, out_tail) = out.as_chunks_mut::<LANES>();
+    for ((a, b), out) in a.iter().zip(b).zip(out) {
+        lanes.store(f.map(lanes, lanes.load(a), lanes.load(b)), out);
+    }
+    if !out_tail.is_empty() {
+        let (a, b) = (load_part(lanes, a_tail), load_part(lanes, b_tail));
+        store_part(lanes, f.map(lanes, a, b), out_tail);
+    }
+}
+
+/// Rotates every head of every row by the angles of its position.
+///
+/// **Source**: Su et al., "RoFormer", equation 34; the two layouts are described at [`RopeLayout`].
+pub(crate) struct Rope<'a> {
+    pub x: RowsMut<'a>,
+    pub head_dim: usize,
+    pub table: &'a RopeTable,
+    /// One for each row.
+    pub positions: &'a [u32],
+}
+
+impl LaneKernel for Rope<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        let dims = self.table.rotary_dims();
+        for (row, &position) in self.positions.iter().enumerate() {
+            let (cos, sin) = self.table.angles(position);
+            for head in self.x.row_mut(row).chunks_exact_mut(self.head_dim) {
+                let head = &mut head[..dims];
+                match self.table.layout() {
+                    RopeLayout::Interleaved => rotate_pairs(lanes, head, cos, sin),
+                    RopeLayout::HalfSplit => rotate_halves(lanes, head, cos, sin),
+                }
+            }
+        }
+    }
+}
+
+/// `cos` and `sin` hold every angle twice, and `sin` the sign: `-s, s`.
+#[inline(always)]
+fn rotate_pairs<L: Lanes>(lanes: L, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let ((cos, cos_tail), (sin, sin_tail)) = (cos.as_chunks(), sin.as_chunks());
+    let (x, x_tail) = x.as_chunks_mut();
+    for ((x, cos), sin) in x.iter_mut().zip(cos).zip(sin) {
+        let v = lanes.load(x);
+        let crossed = lanes.mul(lanes.swap_pairs(v), lanes.load(sin));
+        lanes.store(lanes.fma(v, lanes.load(cos), crossed), x);
+    }
+    if !x_tail.is_empty() {
+        let v = load_part(lanes, x_tail);
+        let crossed = lanes.mul(lanes.swap_pairs(v), load_part(lanes, sin_tail));
+        store_part(
+            lanes,
+            lanes.fma(v, load_part(lanes, cos_tail), crossed),
+            x_tail,
+        );
+    }
+}
+
+/// `cos` and `sin` hold every angle once.
+#[inline(always)]
+fn rotate_halves<L: Lanes>(lanes: L, x: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let (first, second) = x.split_at_mut(cos.len());
+    let chunks = first.chunks_mut(LANES).zip(second.chunks_mut(LANES));
+    for ((a, b), (cos, sin)) in chunks.zip(cos.chunks(LANES).zip(sin.chunks(LANES))) {
+        let (va, vb) = (load_part(lanes, a), load_part(lanes, b));
+        let (cos, sin) = (load_part(lanes, cos), load_part(lanes, sin));
+        let minus_sin = lanes.sub(lanes.splat(0.0), sin);
+        store_part(lanes, lanes.fma(va, cos, lanes.mul(vb, minus_sin)), a);
+        store_part(lanes, lanes.fma(vb, cos, lanes.mul(va, sin)), b);
+    }
+}

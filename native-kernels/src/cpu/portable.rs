@@ -1,0 +1,208 @@
+//! Lanes in plain Rust: runs everywhere, and is the meaning of the lane layer that the other instances must equal.
+
+use super::vector::{I32Of, Int8, LANES, Lanes};
+use half::{bf16, f16};
+use std::array::from_fn;
+
+/// Needs nothing of the CPU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+impl Lanes for Portable {
+    type F32 = [f32; LANES];
+    type I32 = [i32; LANES];
+
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F32 {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F32 {
+        *from
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::F32 {
+        from.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F32 {
+        from.map(bf16::to_f32)
+    }
+
+    #[inline(always)]
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F32 {
+        from.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::F32 {
+        from.map(|byte| f32::from(byte as i8))
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F32, to: &mut [f32; LANES]) {
+        *to = x;
+    }
+
+    #[inline(always)]
+    fn store_f16(self, x: Self::F32, to: &mut [f16; LANES]) {
+        *to = x.map(f16::from_f32);
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, x: Self::F32, to: &mut [bf16; LANES]) {
+        *to = x.map(bf16::from_f32);
+    }
+
+    #[inline(always)]
+    fn store_i8(self, x: Self::F32, to: &mut [i8; LANES]) {
+        *to = x.map(|x| x.round_ties_even() as i8);
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn abs(self, x: Self::F32) -> Self::F32 {
+        x.map(f32::abs)
+    }
+
+    #[inline(always)]
+    fn round(self, x: Self::F32) -> Self::F32 {
+        x.map(f32::round_ties_even)
+    }
+
+    #[inline(always)]
+    fn power_of_two(self, n: Self::F32) -> Self::F32 {
+        n.map(|n| f32::from_bits((n as i32 + 127).clamp(0, 255) as u32 * (1 << 23)))
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32 {
+        from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+
+    #[inline(always)]
+    fn swap_pairs(self, x: Self::F32) -> Self::F32 {
+        from_fn(|i| x[i ^ 1])
+    }
+
+    #[inline(always)]
+    fn sum(self, mut x: Self::F32) -> f32 {
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                x[i] += x[i + half];
+            }
+        }
+        x[0]
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: Self::F32) -> f32 {
+        x.iter()
+            .fold(f32::NEG_INFINITY, |a, &b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn load_quads(self, from: &[u8; 4 * LANES]) -> Self::I32 {
+        from_fn(|i| i32::from_le_bytes(from_fn(|j| from[4 * i + j])))
+    }
+
+    #[inline(always)]
+    fn field<const SHIFT: u32>(self, x: Self::I32, mask: u8) -> Self::F32 {
+        x.map(|x| f32::from((x >> SHIFT) as u8 & mask))
+    }
+
+    #[inline(always)]
+    fn to_f32(self, x: Self::I32) -> Self::F32 {
+        x.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: &T, _: usize) {}
+}
+
+impl Int8 for Portable {
+    type Lanes = Self;
+
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn lanes(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn dot_nibbles<const R: usize>(
+        self,
+        weights: &[[u8; 64]; 4],
+        q: [&[[i8; 4]; 8]; R],
+        start: [i32; R],
+    ) -> [I32Of<Self>; R] {
+        let mut dot = start.map(|start| [start; LANES]);
+        for (p, weights) in weights.iter().enumerate() {
+            for (i, &byte) in weights.iter().enumerate() {
+                for r in 0..R {
+                    dot[r][i / 4] += i32::from(byte & 0x0f) * i32::from(q[r][p][i % 4]);
+                    dot[r][i / 4] += i32::from(byte >> 4) * i32::from(q[r][4 + p][i % 4]);
+                }
+            }
+        }
+        dot
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32>(
+        self,
+        weights: &[[u8; 64]; P],
+        q: [&[[i8; 4]; P]; R],
+        start: [i32; R],
+    ) -> [I32Of<Self>; R] {
+        let mut dot = start.map(|start| [start; LANES]);
+        for (p, weights) in weights.iter().enumerate() {
+            for (i, &byte) in weights.iter().enumerate() {
+                for r in 0..R {
+                    dot[r][i / 4] += i32::from(byte) * i32::from(q[r][p][i % 4]);
+                }
+            }
+        }
+        dot
+    }
+}

@@ -1,0 +1,137 @@
+//! The lane layer: what a vector unit must offer, as traits over a token that proves the CPU has it.
+//!
+//! A vector is always sixteen lanes, however many registers that takes. Every operation is exactly rounded or exact, and
+//! reductions have a fixed order, so an algorithm written once over `Lanes` gives the same bits on every instance. An
+//! instance implements these methods and no loop over a problem; an algorithm holds the loops and no instruction.
+
+use half::{bf16, f16};
+
+/// Lanes of a vector, and outputs of a weight panel.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen lanes of single precision.
+pub(crate) trait Lanes: Copy + Send + Sync + 'static {
+    /// Sixteen `f32`.
+    type F32: Copy;
+    /// Sixteen `i32`.
+    type I32: Copy;
+
+    /// Rows of a register block in a float matrix product; it holds this many accumulators per panel.
+    const ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::F32;
+    fn load(self, from: &[f32; LANES]) -> Self::F32;
+    fn load_f16(self, from: &[f16; LANES]) -> Self::F32;
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::F32;
+    /// Bytes 0 to 255 as numbers.
+    fn load_u8(self, from: &[u8; LANES]) -> Self::F32;
+    /// Bytes -128 to 127 as numbers.
+    fn load_i8(self, from: &[u8; LANES]) -> Self::F32;
+    fn store(self, x: Self::F32, to: &mut [f32; LANES]);
+    /// Rounds to nearest, ties to even.
+    fn store_f16(self, x: Self::F32, to: &mut [f16; LANES]);
+    /// Rounds to nearest, ties to even; what is not a number stays so.
+    fn store_bf16(self, x: Self::F32, to: &mut [bf16; LANES]);
+    /// Rounds to nearest, ties to even. Lanes are within -128 to 127; others give any byte.
+    fn store_i8(self, x: Self::F32, to: &mut [i8; LANES]);
+
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The larger; `b` if one is not a number.
+    fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The smaller; `b` if one is not a number.
+    fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    fn abs(self, x: Self::F32) -> Self::F32;
+    /// To the nearest integer, ties to even.
+    fn round(self, x: Self::F32) -> Self::F32;
+    /// `2^n` for an integral `n` of -126 to 127.
+    fn power_of_two(self, n: Self::F32) -> Self::F32;
+    /// Where `a < b`, `yes`, else `no`.
+    fn select_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32;
+    /// Exchanges lanes `2 i` and `2 i + 1`.
+    fn swap_pairs(self, x: Self::F32) -> Self::F32;
+    /// Sum in the order of a tree: lanes `i` and `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+    fn sum(self, x: Self::F32) -> f32;
+    /// The largest lane.
+    fn max_lane(self, x: Self::F32) -> f32;
+
+    /// Sixteen groups of four bytes, each a little-endian integer.
+    fn load_quads(self, from: &[u8; 4 * LANES]) -> Self::I32;
+    /// Bits from `SHIFT` on of each lane, and-ed with `mask`, as a number.
+    fn field<const SHIFT: u32>(self, x: Self::I32, mask: u8) -> Self::F32;
+    /// Exact up to 2^24.
+    fn to_f32(self, x: Self::I32) -> Self::F32;
+
+    /// Hints that the cache line at `bytes` after the start of `from` will be read; any distance is allowed.
+    fn prefetch<T>(self, from: &T, bytes: usize);
+}
+
+/// The first tail of a slice in a whole vector: the lanes after its end are zero.
+#[inline(always)]
+pub(crate) fn load_part<L: Lanes>(lanes: L, from: &[f32]) -> L::F32 {
+    let mut whole = [0.0; LANES];
+    whole[..from.len()].copy_from_slice(from);
+    lanes.load(&whole)
+}
+
+/// As many lanes as the slice holds.
+#[inline(always)]
+pub(crate) fn store_part<L: Lanes>(lanes: L, x: L::F32, to: &mut [f32]) {
+    let mut whole = [0.0; LANES];
+    lanes.store(x, &mut whole);
+    to.copy_from_slice(&whole[..to.len()]);
+}
+
+/// Dot products of small integers: sixteen outputs side by side, four inputs in each lane.
+pub(crate) trait Int8: Copy + Send + Sync + 'static {
+    /// The float lanes that go with it.
+    type Lanes: Lanes;
+
+    /// Rows of a register block in a quantised matrix product.
+    const ROWS: usize;
+
+    /// The float lanes that go with it.
+    fn lanes(self) -> Self::Lanes;
+
+    /// `start[r] + sum over k of weight[k] * q[r][k]` for sixteen outputs and 32 inputs; `q` are -127 to 127.
+    ///
+    /// **Layout**: byte `64 p + 4 lane + j` holds input `4 p + j` of the output `lane` in its low nibble and input
+    /// `16 + 4 p + j` in its high one.
+    fn dot_nibbles<const R: usize>(
+        self,
+        weights: &[[u8; 64]; 4],
+        q: [&[[i8; 4]; 8]; R],
+        start: [i32; R],
+    ) -> [I32Of<Self>; R];
+
+    /// `start[r] + sum over k of weight[k] * q[r][k]` for sixteen outputs and `4 * P` inputs (16 or 32), with weights
+    /// below `1 << BITS`; `q` are -127 to 127.
+    ///
+    /// **Layout**: byte `64 p + 4 lane + j` holds input `4 p + j` of the output `lane`.
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32>(
+        self,
+        weights: &[[u8; 64]; P],
+        q: [&[[i8; 4]; P]; R],
+        start: [i32; R],
+    ) -> [I32Of<Self>; R];
+}
+
+/// The integer vector of an [`Int8`] instance.
+pub(crate) type I32Of<I> = <<I as Int8>::Lanes as Lanes>::I32;
+
+/// An algorithm over float lanes, with its arguments. `run` is `inline(always)` in every implementation, so that it is
+/// compiled with the instructions of the instance that calls it.
+pub(crate) trait LaneKernel {
+    type Output;
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+/// An algorithm over integer dot products, with its arguments. As [`LaneKernel`].
+pub(crate) trait Int8Kernel {
+    type Output;
+    fn run<I: Int8>(self, int8: I) -> Self::Output;
+}

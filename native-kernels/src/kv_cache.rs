@@ -1,0 +1,368 @@
+//! The paged KV cache: memory for keys and values in blocks, and what a block looks like inside.
+//!
+//! ```text
+//! cache:  [block][layer][keys, values]
+//! keys:   [kv head][tile of 16 tokens][head_dim][16]        a lane is a token: scores need no sum across lanes
+//! values: [kv head][tile of 16 tokens][16][padded head_dim] a lane is a dimension of the output
+//! ```
+//! Blocks are outermost, so a cache that is little used is little touched, and copying a block is one copy. The padding
+//! of values (head sizes that are no multiple of 16) stays zero.
+
+use crate::cpu::panel::FloatElement;
+use crate::cpu::vector::LANES;
+use crate::memory::{self, Region};
+use half::{bf16, f16};
+use std::ops::Range;
+use std::{fmt, io};
+
+/// Element type of the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvDtype {
+    /// `f32`.
+    F32,
+    /// `f16`.
+    F16,
+    /// `bf16`.
+    BF16,
+}
+
+impl KvDtype {
+    /// Every element type.
+    pub const ALL: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::BF16];
+
+    /// The name that facts and plans use.
+    pub fn name(self) -> &'static str {
+        match self {
+            KvDtype::F32 => "f32",
+            KvDtype::F16 => "f16",
+            KvDtype::BF16 => "bf16",
+        }
+    }
+
+    /// The element type called `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
+
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            KvDtype::F32 => 4,
+            KvDtype::F16 | KvDtype::BF16 => 2,
+        }
+    }
+}
+
+/// Shape of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    /// Layers of the model.
+    pub layers: usize,
+    /// Key/value heads of a layer.
+    pub num_kv_heads: usize,
+    /// Width of a head: a multiple of 8 up to 256.
+    pub head_dim: usize,
+    /// Tokens of a block: a multiple of 16.
+    pub block_size: usize,
+    /// Blocks of the cache.
+    pub num_blocks: usize,
+    /// Type of its elements.
+    pub dtype: KvDtype,
+}
+
+impl KvLayout {
+    /// Bytes that one block takes, over all layers, keys and values.
+    ///
+    /// **Panics** if the product does not fit in a `usize`.
+    pub fn block_bytes(&self) -> usize {
+        let elements = self
+            .layers
+            .checked_mul(self.layer_elements())
+            .and_then(|n| n.checked_mul(self.dtype.bytes()));
+        elements.expect("a block fits in the address space")
+    }
+
+    /// Elements of one layer of a block.
+    fn layer_elements(&self) -> usize {
+        self.num_kv_heads * (self.head_keys() + self.head_values())
+    }
+
+    /// Elements of the keys of one head in one block.
+    fn head_keys(&self) -> usize {
+        self.block_size * self.head_dim
+    }
+
+    /// Elements of the values of one head in one block.
+    fn head_values(&self) -> usize {
+        self.block_size * self.head_dim.next_multiple_of(LANES)
+    }
+
+    fn check(&self) -> Result<(), KvCacheError> {
+        let positive = [
+            self.layers,
+            self.num_kv_heads,
+            self.block_size,
+            self.num_blocks,
+        ];
+        let valid = positive.iter().all(|&n| n > 0)
+            && self.block_size.is_multiple_of(LANES)
+            && self.head_dim.is_multiple_of(8)
+            && (8..=256).contains(&self.head_dim);
+        if valid {
+            Ok(())
+        } else {
+            Err(KvCacheError::Layout(*self))
+        }
+    }
+}
+
+/// Why a cache could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KvCacheError {
+    /// The configuration's fault.
+    #[error(
+        "no KV cache of this shape: {0:?}; head_dim must be a multiple of 8 up to 256, block_size one of 16, and \
+         nothing zero"
+    )]
+    Layout(KvLayout),
+    /// The machine's fault.
+    #[error("cannot reserve {blocks} KV blocks of {block_bytes} bytes: {source}; use fewer blocks")]
+    Memory {
+        /// Blocks asked for.
+        blocks: usize,
+        /// Bytes of each.
+        block_bytes: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Where a token's key and value go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Block of the cache.
+    pub block: u32,
+    /// Token within the block.
+    pub offset: u32,
+}
+
+/// Keys and values of all layers in blocks. Untouched blocks cost no memory.
+pub struct KvCache {
+    layout: KvLayout,
+    region: Region,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(layout: KvLayout) -> Result<Self, KvCacheError> {
+        layout.check()?;
+        let block_bytes = layout.block_bytes();
+        let memory = |source| KvCacheError::Memory {
+            blocks: layout.num_blocks,
+            block_bytes,
+            source,
+        };
+        let bytes = layout
+            .num_blocks
+            .checked_mul(block_bytes)
+            .ok_or_else(|| memory(io::ErrorKind::OutOfMemory.into()))?;
+        let region = Region::zeroed(bytes).map_err(memory)?;
+        Ok(Self { layout, region })
+    }
+
+    /// Bytes of one block of such a cache.
+    pub fn block_bytes(layout: &KvLayout) -> usize {
+        layout.block_bytes()
+    }
+
+    /// The shape of this cache.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// Copies block `from` over block `to`.
+    ///
+    /// **Panics** if there is no such block.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let (from, to) = (self.block_range(from), self.block_range(to));
+        self.region.copy_within(from, to.start);
+    }
+
+    fn block_range(&self, block: u32) -> Range<usize> {
+        let (block, bytes) = (block as usize, self.layout.block_bytes());
+        assert!(
+            block < self.layout.num_blocks,
+            "block {block} of {}",
+            self.layout.num_blocks
+        );
+        block * bytes..(block + 1) * bytes
+    }
+
+    /// The elements of a layer, to read.
+    pub(crate) fn layer<E: FloatElement>(&self, layer: usize) -> KvLayer<'_, E> {
+        assert!(
+            layer < self.layout.layers,
+            "layer {layer} of {}",
+            self.layout.layers
+        );
+        KvLayer {
+            elements: memory::cast(&self.region),
+            layout: self.layout,
+            layer,
+        }
+    }
+
+    /// All elements, to write.
+    pub(crate) fn elements_mut<E: FloatElement>(&mut self) -> &mut [E] {
+        memory::cast_mut(&mut self.region)
+    }
+}
+
+impl fmt::Debug for KvCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KvCache")
+            .field("layout", &self.layout)
+            .finish()
+    }
+}
+
+/// Keys and values of one layer.
+#[derive(Clone, Copy)]
+pub(crate) struct KvLayer<'a, E> {
+    elements: &'a [E],
+    layout: KvLayout,
+    layer: usize,
+}
+
+impl<'a, E: FloatElement> KvLayer<'a, E> {
+    pub fn head_dim(&self) -> usize {
+        self.layout.head_dim
+    }
+
+    pub fn tiles_per_block(&self) -> usize {
+        self.layout.block_size / LANES
+    }
+
+    /// Keys of sixteen tokens: `[head_dim][16]`.
+    #[inline(always)]
+    pub fn keys(&self, block: u32, kv_head: usize, tile: usize) -> &'a [[E; LANES]] {
+        let first = key_tile(&self.layout, block, self.layer, kv_head, tile);
+        let elements = &self.elements[first..][..LANES * self.layout.head_dim];
+        elements.as_chunks().0
+    }
+
+    /// Values of sixteen tokens: `[16][padded head_dim / 16]` vectors.
+    #[inline(always)]
+    pub fn values(&self, block: u32, kv_head: usize, tile: usize) -> &'a [[E; LANES]] {
+        let first = value_tile(&self.layout, block, self.layer, kv_head, tile);
+        let width = self.layout.head_dim.next_multiple_of(LANES);
+        let elements = &self.elements[first..][..LANES * width];
+        elements.as_chunks().0
+    }
+}
+
+/// First element of the keys of a tile.
+#[inline(always)]
+pub(crate) fn key_tile(
+    layout: &KvLayout,
+    block: u32,
+    layer: usize,
+    kv_head: usize,
+    tile: usize,
+) -> usize {
+    (block as usize * layout.layers + layer) * layout.layer_elements()
+        + kv_head * layout.head_keys()
+        + tile * LANES * layout.head_dim
+}
+
+/// First element of the values of a tile.
+#[inline(always)]
+pub(crate) fn value_tile(
+    layout: &KvLayout,
+    block: u32,
+    layer: usize,
+    kv_head: usize,
+    tile: usize,
+) -> usize {
+    (block as usize * layout.layers + layer) * layout.layer_elements()
+        + layout.num_kv_heads * layout.head_keys()
+        + kv_head * layout.head_values()
+        + tile * LANES * layout.head_dim.next_multiple_of(LANES)
+}
+
+/// Calls `f` for the element type of `dtype`, as a generic parameter.
+pub(crate) trait WithElement {
+    type Output;
+    fn with<E: FloatElement>(self) -> Self::Output;
+}
+
+pub(crate) fn with_element<W: WithElement>(dtype: KvDtype, w: W) -> W::Output {
+    match dtype {
+        KvDtype::F32 => w.with::<f32>(),
+        KvDtype::F16 => w.with::<f16>(),
+        KvDtype::BF16 => w.with::<bf16>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout() -> KvLayout {
+        KvLayout {
+            layers: 3,
+            num_kv_heads: 2,
+            head_dim: 24,
+            block_size: 32,
+            num_blocks: 5,
+            dtype: KvDtype::F16,
+        }
+    }
+
+    #[test]
+    fn tiles_fill_the_cache_without_overlap() {
+        let layout = layout();
+        let mut ranges = Vec::new();
+        for block in 0..5 {
+            for layer in 0..3 {
+                for head in 0..2 {
+                    for tile in 0..2 {
+                        let keys = key_tile(&layout, block, layer, head, tile);
+                        let values = value_tile(&layout, block, layer, head, tile);
+                        ranges.push((keys, keys + 16 * 24));
+                        ranges.push((values, values + 16 * 32));
+                    }
+                }
+            }
+        }
+        ranges.sort();
+        assert_eq!(ranges[0].0, 0);
+        assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0));
+        assert_eq!(ranges.last().unwrap().1 * 2, 5 * layout.block_bytes());
+    }
+
+    #[test]
+    fn blocks_are_copied_whole() {
+        let mut cache = KvCache::new(layout()).unwrap();
+        let elements = cache.elements_mut::<f16>();
+        let len = elements.len() / 5;
+        elements[2 * len..3 * len].fill(f16::ONE);
+        cache.copy_block(2, 4);
+        let elements = cache.elements_mut::<f16>();
+        assert!(elements[4 * len..].iter().all(|&x| x == f16::ONE));
+        assert!(elements[3 * len..4 * len].iter().all(|&x| x == f16::ZERO));
+    }
+
+    #[test]
+    fn impossible_caches_are_refused() {
+        let wrong = |change: fn(&mut KvLayout)| {
+            let mut layout = layout();
+            change(&mut layout);
+            KvCache::new(layout).unwrap_err().to_string()
+        };
+        assert!(wrong(|l| l.block_size = 24).contains("block_size: 24"));
+        assert!(wrong(|l| l.head_dim = 12).contains("head_dim: 12"));
+        assert!(wrong(|l| l.layers = 0).contains("layers: 0"));
+        assert!(wrong(|l| l.num_blocks = usize::MAX / 2).contains("use fewer blocks"));
+    }
+}

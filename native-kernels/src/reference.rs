@@ -1,0 +1,59 @@
+//! Every operation in its plainest form, in double precision: what the kernels are tested against.
+
+use crate::rope::RopeLayout;
+
+/// `out[m][n] = sum over k of x[m][k] * w[n][k]`; rows of `k`.
+pub fn matmul(x: &[f32], w: &[f32], k: usize) -> Vec<f64> {
+    let dot = |x: &[f32], w: &[f32]| -> f64 {
+        let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+        products.sum()
+    };
+    x.chunks_exact(k)
+        .flat_map(|x| w.chunks_exact(k).map(move |w| dot(x, w)))
+        .collect()
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` of one row.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
+    let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+    let root = (squares / x.len() as f64 + f64::from(eps)).sqrt();
+    let row = x.iter().zip(weight);
+    row.map(|(x, w)| f64::from(*x) / root * f64::from(*w))
+        .collect()
+}
+
+/// `gate * sigmoid(gate) * up`.
+pub fn silu_mul(gate: f32, up: f32) -> f64 {
+    let gate = f64::from(gate);
+    gate / (1.0 + (-gate).exp()) * f64::from(up)
+}
+
+/// One head turned by the angles `position * frequencies[i]`.
+pub fn rope(x: &[f32], frequencies: &[f32], layout: RopeLayout, position: u32) -> Vec<f64> {
+    let mut out: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+    for (i, frequency) in frequencies.iter().enumerate() {
+        let (a, b) = match layout {
+            RopeLayout::Interleaved => (2 * i, 2 * i + 1),
+            RopeLayout::HalfSplit => (i, i + frequencies.len()),
+        };
+        let (sin, cos) = (f64::from(position) * f64::from(*frequency)).sin_cos();
+        (out[a], out[b]) = (out[a] * cos - out[b] * sin, out[b] * cos + out[a] * sin);
+    }
+    out
+}
+
+/// Softmax attention of one query over some keys; `keys` and `values` are rows of the query's length.
+pub fn attention(query: &[f32], keys: &[f32], values: &[f32], scale: f32) -> Vec<f64> {
+    let scores: Vec<f64> = matmul(query, keys, query.len());
+    let scores = scores.iter().map(|s| s * f64::from(scale));
+    let largest = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.map(|s| (s - largest).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut out = vec![0.0; query.len()];
+    for (weight, value) in weights.iter().zip(values.chunks_exact(query.len())) {
+        for (out, value) in out.iter_mut().zip(value) {
+            *out += weight / total * f64::from(*value);
+        }
+    }
+    out
+}
