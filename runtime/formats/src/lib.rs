@@ -1,3 +1,23 @@
-//! Model files as checked configuration and tensors.
+//! Model files as checked configuration and tensors: GGUF, and Hugging Face folders with safetensors.
+//!
+//! A file is judged whole when it is opened: every tensor that the architecture needs is there, with the right shape,
+//! inside the file. What is read is read, not mapped: a file that shrinks under a running process is an error that
+//! names it, not a signal that ends it, and no page of it stays resident.
 
 #![forbid(unsafe_code)]
+
+pub mod config;
+pub mod convert;
+mod error;
+mod gguf;
+mod huggingface;
+mod model_file;
+pub mod synthetic;
+mod tensors;
+mod vocabulary;
+
+pub use config::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
+pub use error::FormatError;
+pub use model_file::{ModelFile, open};
+pub use tensors::TensorInfo;
+pub use vocabulary::{GgufVocab, HuggingFaceTokenizer, TokenizerSource};

@@ -1,0 +1,201 @@
+//! The header of a safetensors file (source: the format's description in the `safetensors` project).
+
+use super::{names, read_json};
+use crate::error::{Checked, FormatError, Problem, shown};
+use crate::tensors::{Place, TensorInfo};
+use plinth_kernels::Format;
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Longest header that the format allows, in bytes.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// The files that hold the tensors: those of the index, or the only one.
+pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>, FormatError> {
+    let index_path = folder.join("model.safetensors.index.json");
+    if let Some(index) = read_json(&index_path)? {
+        return indexed(folder, &index).map_err(|problem| problem.at(&index_path));
+    }
+    let single = folder.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let problem = Problem::field(
+        "model.safetensors",
+        "none",
+        "the weights, whole or with model.safetensors.index.json",
+    );
+    Err(problem
+        .fix("other weight files (*.bin, *.pt) are not read: they can run code")
+        .at(folder))
+}
+
+fn indexed(folder: &Path, index: &serde_json::Value) -> Checked<Vec<PathBuf>> {
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    let map = map.ok_or_else(|| Problem::field("weight_map", "none", "the file of each tensor"))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in map {
+        let plain = file
+            .as_str()
+            .filter(|name| !name.is_empty() && !name.contains(['/', '\\']) && *name != "..");
+        let plain = plain.ok_or_else(|| {
+            Problem::field(
+                format!("weight_map: {}", shown(tensor)),
+                file,
+                "the name of a file in the same folder",
+            )
+        })?;
+        names.insert(plain);
+    }
+    if names.is_empty() {
+        return Err(Problem::field(
+            "weight_map",
+            "no tensor",
+            "the file of each tensor",
+        ));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// One entry of the header.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// Reads the tensors of one file, by their GGUF names. `number` is the file's place among those of the model.
+pub(super) fn read(mut file: &File, number: usize) -> Checked<Vec<TensorInfo>> {
+    let file_len = file
+        .metadata()
+        .map_err(Problem::io("read its length"))?
+        .len();
+    let mut len = [0; 8];
+    if file_len < 8 {
+        return Err(
+            Problem::field("the file", format!("{file_len} bytes"), "a header")
+                .fix("fetch it again"),
+        );
+    }
+    file.read_exact(&mut len)
+        .map_err(Problem::io("read the header"))?;
+    let header_len = u64::from_le_bytes(len);
+    let limit = MAX_HEADER.min(file_len - 8);
+    if header_len > limit {
+        let problem = Problem::field(
+            "length of the header",
+            header_len,
+            format!("at most {limit} bytes"),
+        );
+        return Err(problem.fix("the file was cut off or is no safetensors file"));
+    }
+    let mut header = Vec::new();
+    file.take(header_len)
+        .read_to_end(&mut header)
+        .map_err(Problem::io("read the header"))?;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header)
+        .map_err(|error| Problem::field("the header", format!("'{error}'"), "a JSON object"))?;
+    let data = Data {
+        file: number,
+        begin: 8 + header_len,
+        len: file_len - 8 - header_len,
+    };
+    let mut tensors = Vec::new();
+    for (name, entry) in header {
+        // Old writers stored the rotary frequencies, which follow from the configuration.
+        if name != "__metadata__" && !name.ends_with("rotary_emb.inv_freq") {
+            tensors.push(data.tensor(&name, entry)?);
+        }
+    }
+    Ok(tensors)
+}
+
+/// The part of a file behind its header.
+struct Data {
+    file: usize,
+    begin: u64,
+    len: u64,
+}
+
+impl Data {
+    fn tensor(&self, name: &str, entry: serde_json::Value) -> Checked<TensorInfo> {
+        let field = format!("tensor {}", shown(name));
+        let entry: Entry = serde_json::from_value(entry).map_err(|error| {
+            Problem::field(
+                &field,
+                format!("'{error}'"),
+                "dtype, shape and data_offsets",
+            )
+        })?;
+        let format = match entry.dtype.as_str() {
+            "F32" => Format::F32,
+            "F16" => Format::F16,
+            "BF16" => Format::BF16,
+            other => {
+                let problem = Problem::field(
+                    &field,
+                    format!("dtype {}", shown(other)),
+                    "F32, F16 or BF16",
+                );
+                return Err(problem.fix(
+                    "quantised safetensors are not supported: take the float model, or a GGUF file",
+                ));
+            }
+        };
+        let (rows, cols) = match *entry.shape.as_slice() {
+            [cols] => (1, cols),
+            [rows, cols] => (rows, cols),
+            _ => {
+                return Err(Problem::field(
+                    &field,
+                    format!("shape {:?}", entry.shape),
+                    "a vector or a matrix",
+                ));
+            }
+        };
+        if rows == 0 || cols == 0 {
+            return Err(Problem::field(
+                &field,
+                format!("shape {:?}", entry.shape),
+                "dimensions of at least 1",
+            ));
+        }
+        let bytes = rows
+            .checked_mul(cols)
+            .and_then(|n| n.checked_mul(format.block_bytes() as u64));
+        let (begin, end) = entry.data_offsets;
+        if end > self.len || begin > end || bytes != Some(end - begin) {
+            let found = format!("bytes {begin} to {end} of {}", self.len);
+            let expected = format!(
+                "{} bytes inside the file",
+                bytes.map_or("countable".into(), |n| n.to_string())
+            );
+            return Err(Problem::field(&field, found, expected)
+                .fix("the file was cut off or is broken: fetch it again"));
+        }
+        let gguf_name = names::to_gguf(name).ok_or_else(|| {
+            let problem = Problem::field(
+                &field,
+                "it in the file",
+                "only tensors of a Llama-family model",
+            );
+            problem.fix("the model is of an architecture that is not supported")
+        })?;
+        let place = Place {
+            file: self.file,
+            offset: self.begin + begin,
+            bytes: end - begin,
+        };
+        Ok(TensorInfo {
+            name: gguf_name,
+            format,
+            rows: rows as usize,
+            cols: cols as usize,
+            place,
+        })
+    }
+}

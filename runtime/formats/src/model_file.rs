@@ -1,0 +1,263 @@
+//! An opened model, whatever its format: configuration, tensors to read, tokenizer, chat template.
+
+use crate::config::ModelConfig;
+use crate::error::{Checked, FormatError, Problem};
+use crate::gguf::{self, Gguf};
+use crate::huggingface::{self, Folder};
+use crate::tensors::{TensorInfo, Tensors};
+use crate::vocabulary::TokenizerSource;
+use plinth_kernels::Format;
+use plinth_platform::facts::ModelFacts;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Opens a `.gguf` file, or a folder with `config.json`, tokenizer files and `*.safetensors`.
+///
+/// # Errors
+/// Whatever is wrong with it, by file and field. A model that opens has every tensor it needs, in the right shape.
+pub fn open(path: &Path) -> Result<ModelFile, FormatError> {
+    let metadata =
+        std::fs::metadata(path).map_err(|error| Problem::io("open it")(error).at(path))?;
+    if metadata.is_dir() {
+        huggingface::open(path)
+    } else {
+        open_gguf(path)
+    }
+}
+
+/// A model whose header has been read and checked. Its tensors are read on demand.
+#[derive(Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    config: ModelConfig,
+    tensors: Tensors,
+    files: Vec<OpenFile>,
+    pub(crate) source: Source,
+}
+
+/// What only one of the formats has.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Gguf(Box<Gguf>),
+    HuggingFace(Box<Folder>),
+}
+
+/// A file whose tensors may be read from several threads, one at a time.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+impl OpenFile {
+    pub(crate) fn new(path: PathBuf, file: File) -> Self {
+        Self {
+            path,
+            file: Mutex::new(file),
+        }
+    }
+}
+
+fn open_gguf(path: &Path) -> Result<ModelFile, FormatError> {
+    let at = |problem: Problem| problem.at(path);
+    let file = File::open(path)
+        .map_err(Problem::io("open it"))
+        .map_err(at)?;
+    let len = file
+        .metadata()
+        .map_err(Problem::io("open it"))
+        .map_err(at)?
+        .len();
+    let gguf = gguf::read(&file, len).map_err(at)?;
+    let files = vec![OpenFile::new(path.to_owned(), file)];
+    let factors = match gguf.tensors.get("rope_freqs.weight") {
+        Some(info) => Some(dequantize(info, &read(&files, info).map_err(at)?)),
+        None => None,
+    };
+    let config = gguf::model_config(&gguf, factors).map_err(at)?;
+    let tensors = gguf.tensors.clone();
+    let source = Source::Gguf(Box::new(gguf));
+    ModelFile::new(path, config, tensors, files, source).map_err(at)
+}
+
+impl ModelFile {
+    pub(crate) fn new(
+        path: &Path,
+        config: ModelConfig,
+        tensors: Tensors,
+        files: Vec<OpenFile>,
+        source: Source,
+    ) -> Checked<Self> {
+        tensors.check(&config)?;
+        Ok(Self {
+            path: path.to_owned(),
+            config,
+            tensors,
+            files,
+            source,
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the model is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Every tensor, in the order of the file.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        self.tensors.list()
+    }
+
+    /// The tensor of this name (a GGUF name, whatever the format).
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// Reads the bytes of a tensor into `buffer`, whose room is used again.
+    ///
+    /// # Errors
+    /// The file can no longer be read, or became shorter since it was opened.
+    ///
+    /// **Panics** if there is no such tensor: ask [`ModelFile::tensor`] first.
+    pub fn read(&self, name: &str, buffer: &mut Vec<u8>) -> Result<&TensorInfo, FormatError> {
+        let info = self
+            .tensor(name)
+            .unwrap_or_else(|| panic!("no tensor '{name}' in '{}'", self.path.display()));
+        let file = &self.files[info.place.file];
+        read_into(file, info, buffer).map_err(|problem| problem.at(&file.path))?;
+        Ok(info)
+    }
+
+    /// Reads a whole tensor as numbers.
+    ///
+    /// # Errors
+    /// As [`ModelFile::read`].
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        let mut bytes = Vec::new();
+        let info = self.read(name, &mut bytes)?;
+        Ok(dequantize(info, &bytes))
+    }
+
+    /// Is the output head the embedding?
+    pub fn has_tied_head(&self) -> bool {
+        self.tensor("output.weight").is_none()
+    }
+
+    /// What the tokenizer is made from.
+    ///
+    /// # Errors
+    /// The file has none, or a broken one.
+    pub fn tokenizer(&self) -> Result<TokenizerSource, FormatError> {
+        match &self.source {
+            Source::Gguf(gguf) => gguf::vocabulary(&gguf.metadata)
+                .map(TokenizerSource::Gguf)
+                .map_err(|problem| problem.at(&self.path)),
+            Source::HuggingFace(folder) => folder
+                .tokenizer(&self.path)
+                .map(TokenizerSource::HuggingFace),
+        }
+    }
+
+    /// The chat template (Jinja), where the model has one.
+    ///
+    /// # Errors
+    /// It is there, but not as text.
+    pub fn chat_template(&self) -> Result<Option<String>, FormatError> {
+        match &self.source {
+            Source::Gguf(gguf) => {
+                let template = gguf.metadata.text("tokenizer.chat_template");
+                template
+                    .map(|text| text.map(str::to_owned))
+                    .map_err(|problem| problem.at(&self.path))
+            }
+            Source::HuggingFace(folder) => folder.chat_template(&self.path),
+        }
+    }
+
+    /// The model as far as a hardware decision may depend on it.
+    pub fn facts(&self) -> ModelFacts {
+        let mut bytes = BTreeMap::new();
+        for info in self.tensors.list().iter().filter(|info| info.rows > 1) {
+            *bytes.entry(info.format.name()).or_insert(0) += info.bytes();
+        }
+        let most = bytes
+            .iter()
+            .max_by_key(|(_, bytes)| **bytes)
+            .map_or(Format::F32.name(), |(name, _)| name);
+        let quantized = Format::from_name(most).is_some_and(|format| !format.is_float());
+        let config = &self.config;
+        let window = config
+            .sliding_window
+            .filter(|&window| window < config.context_length);
+        ModelFacts {
+            arch: config.architecture.clone(),
+            // What is not quantised (norms, biases) is f32 in every quantised file.
+            dtype: if quantized { Format::F32.name() } else { most }.to_owned(),
+            quantization: quantized.then(|| most.to_owned()),
+            weight_bytes: self.tensors.list().iter().map(TensorInfo::bytes).sum(),
+            formats: bytes
+                .into_iter()
+                .map(|(name, bytes)| (name.to_owned(), bytes))
+                .collect(),
+            head_size: config.head_dim as u32,
+            num_heads: config.num_heads as u32,
+            num_kv_heads: config.num_kv_heads as u32,
+            layers: config.num_layers as u32,
+            hidden_size: config.hidden_size as u32,
+            intermediate_size: config.intermediate_size as u32,
+            vocab_size: config.vocab_size as u32,
+            max_len: config.context_length as u32,
+            mla: None,
+            hybrid: false,
+            moe: false,
+            traits: window
+                .map(|_| "sliding-window".to_owned())
+                .into_iter()
+                .collect(),
+        }
+    }
+}
+
+fn read(files: &[OpenFile], info: &TensorInfo) -> Checked<Vec<u8>> {
+    let mut bytes = Vec::new();
+    read_into(&files[info.place.file], info, &mut bytes)?;
+    Ok(bytes)
+}
+
+fn read_into(file: &OpenFile, info: &TensorInfo, buffer: &mut Vec<u8>) -> Checked<()> {
+    buffer.clear();
+    // A reader that died while it held the file left no state behind but the position, which is set anew here.
+    let mut handle = file.file.lock().unwrap_or_else(PoisonError::into_inner);
+    let action = || format!("read tensor '{}'", info.name);
+    handle
+        .seek(SeekFrom::Start(info.place.offset))
+        .map_err(Problem::io(action()))?;
+    let read = (&*handle)
+        .take(info.place.bytes)
+        .read_to_end(buffer)
+        .map_err(Problem::io(action()))?;
+    if read as u64 == info.place.bytes {
+        return Ok(());
+    }
+    let expected = format!("{} bytes", info.place.bytes);
+    Err(Problem::field(
+        format!("tensor '{}'", info.name),
+        format!("{read} bytes"),
+        expected,
+    )
+    .fix("the file was changed while it was in use"))
+}
+
+fn dequantize(info: &TensorInfo, bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; info.elements()];
+    info.format.dequantize(bytes, &mut values);
+    values
+}
