@@ -22,10 +22,52 @@ const PORTABLE: Tier = Tier {
     rank: 100,
 };
 
+#[cfg(target_arch = "x86_64")]
+const AVX2: Tier = Tier {
+    name: "avx2",
+    requires: &["avx2", "fma", "f16c"],
+    rank: 200,
+};
+
+#[cfg(target_arch = "x86_64")]
+const AVX512: Tier = Tier {
+    name: "avx512",
+    requires: &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"],
+    rank: 300,
+};
+
+#[cfg(target_arch = "x86_64")]
+const AVX512_VNNI: Tier = Tier {
+    name: "avx512-vnni",
+    requires: &[
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_vnni",
+    ],
+    rank: 400,
+};
+
 /// Tiers with float lanes, best first.
-const LANE_TIERS: &[Tier] = &[PORTABLE];
+const LANE_TIERS: &[Tier] = &[
+    #[cfg(target_arch = "x86_64")]
+    AVX512,
+    #[cfg(target_arch = "x86_64")]
+    AVX2,
+    PORTABLE,
+];
+
 /// Tiers with integer dot products, best first.
-const INT8_TIERS: &[Tier] = &[PORTABLE];
+const INT8_TIERS: &[Tier] = &[
+    #[cfg(target_arch = "x86_64")]
+    AVX512_VNNI,
+    #[cfg(target_arch = "x86_64")]
+    AVX2,
+    PORTABLE,
+];
 
 /// Every kernel of this build, whether or not this machine can run it.
 ///

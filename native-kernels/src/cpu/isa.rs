@@ -1,5 +1,9 @@
 //! Which instructions a kernel runs on: chosen once, when the kernels are bound, from what the CPU really has.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::avx512::{Avx512, Avx512Vnni};
 use super::portable::Portable;
 use super::vector::{Int8, Int8Kernel, LaneKernel, Lanes};
 use plinth_platform::facts::Kernel;
@@ -8,6 +12,10 @@ use plinth_platform::facts::Kernel;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LaneIsa {
     Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl LaneIsa {
@@ -15,6 +23,10 @@ impl LaneIsa {
     pub fn detect(name: &str) -> Option<Self> {
         match name {
             "portable" => Some(LaneIsa::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Avx2::detect().map(LaneIsa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => Avx512::detect().map(LaneIsa::Avx512),
             _ => None,
         }
     }
@@ -23,14 +35,23 @@ impl LaneIsa {
     pub fn run<K: LaneKernel>(self, kernel: K) -> K::Output {
         match self {
             LaneIsa::Portable(lanes) => kernel.run(lanes),
+            #[cfg(target_arch = "x86_64")]
+            LaneIsa::Avx2(lanes) => lanes.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            LaneIsa::Avx512(lanes) => lanes.run(kernel),
         }
     }
 
     /// Largest group of rows in a float matrix product.
     pub fn rows(self) -> usize {
-        match self {
-            LaneIsa::Portable(_) => <Portable as Lanes>::ROWS,
+        struct Rows;
+        impl LaneKernel for Rows {
+            type Output = usize;
+            fn run<L: Lanes>(self, _: L) -> usize {
+                L::ROWS
+            }
         }
+        self.run(Rows)
     }
 }
 
@@ -38,6 +59,10 @@ impl LaneIsa {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Int8Isa {
     Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
 }
 
 impl Int8Isa {
@@ -45,6 +70,10 @@ impl Int8Isa {
     pub fn detect(name: &str) -> Option<Self> {
         match name {
             "portable" => Some(Int8Isa::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Avx2::detect().map(Int8Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            "avx512-vnni" => Avx512Vnni::detect().map(Int8Isa::Avx512Vnni),
             _ => None,
         }
     }
@@ -53,6 +82,10 @@ impl Int8Isa {
     pub fn run<K: Int8Kernel>(self, kernel: K) -> K::Output {
         match self {
             Int8Isa::Portable(int8) => kernel.run(int8),
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::Avx2(int8) => int8.run_int8(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::Avx512Vnni(int8) => int8.run(kernel),
         }
     }
 
@@ -60,14 +93,23 @@ impl Int8Isa {
     pub fn lanes(self) -> LaneIsa {
         match self {
             Int8Isa::Portable(int8) => LaneIsa::Portable(int8.lanes()),
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::Avx2(int8) => LaneIsa::Avx2(int8.lanes()),
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::Avx512Vnni(int8) => LaneIsa::Avx512(int8.lanes()),
         }
     }
 
     /// Largest group of rows in a quantised matrix product.
     pub fn rows(self) -> usize {
-        match self {
-            Int8Isa::Portable(_) => <Portable as Int8>::ROWS,
+        struct Rows;
+        impl Int8Kernel for Rows {
+            type Output = usize;
+            fn run<I: Int8>(self, _: I) -> usize {
+                I::ROWS
+            }
         }
+        self.run(Rows)
     }
 }
 

@@ -1,8 +1,18 @@
 //! Kernels of the processor: one algorithm each (`generic`), over vectors (`vector`) that every instruction set
 //! provides in a file of its own, chosen once (`isa`).
 
-pub(crate) mod generic;
 pub(crate) mod isa;
+
+pub(crate) mod generic;
 pub(crate) mod panel;
-pub(crate) mod portable;
+
 pub(crate) mod vector;
+
+pub(crate) mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(test)]
+pub(crate) mod emulated;

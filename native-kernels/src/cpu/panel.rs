@@ -136,11 +136,11 @@ pub(crate) trait Integers: Pod {
     fn set(&mut self, lane: usize, q: &[u8]);
     fn get(&self, lane: usize, k: usize) -> u8;
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]);
-    fn dot<I: Int8, const R: usize>(
+    /// Dot products of the integers less `ZERO`.
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
         &self,
         int8: I,
         x: &[QuantBlock; R],
-        start: [i32; R],
     ) -> [I32Of<I>; R];
 }
 
@@ -187,13 +187,16 @@ impl Integers for Nibbles {
     }
 
     #[inline(always)]
-    fn dot<I: Int8, const R: usize>(
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
         &self,
         int8: I,
         x: &[QuantBlock; R],
-        start: [i32; R],
     ) -> [I32Of<I>; R] {
-        int8.dot_nibbles(&self.0, x.each_ref().map(|x| &x.q), start)
+        let (q, sums) = (
+            x.each_ref().map(|x| &x.q),
+            x.each_ref().map(QuantBlock::sum),
+        );
+        int8.dot_nibbles::<R, ZERO>(&self.0, q, sums)
     }
 }
 
@@ -220,20 +223,23 @@ impl<const BITS: u32> Integers for Bytes<BITS> {
     }
 
     #[inline(always)]
-    fn dot<I: Int8, const R: usize>(
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
         &self,
         int8: I,
         x: &[QuantBlock; R],
-        start: [i32; R],
     ) -> [I32Of<I>; R] {
-        int8.dot_bytes::<R, 8, BITS>(&self.0, x.each_ref().map(|x| &x.q), start)
+        let (q, sums) = (
+            x.each_ref().map(|x| &x.q),
+            x.each_ref().map(QuantBlock::sum),
+        );
+        int8.dot_bytes::<R, 8, BITS, ZERO>(&self.0, q, sums)
     }
 }
 
 /// Q4_0, Q5_0, Q8_0: `scale * (q - ZERO)`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Centred<Q, const ZERO: u8> {
+pub(crate) struct Centred<Q, const ZERO: i32> {
     q: Q,
     scale: [f16; LANES],
 }
@@ -254,7 +260,7 @@ pub(crate) type Q4_1 = Ranged<Nibbles>;
 pub(crate) type Q5_1 = Ranged<Bytes<5>>;
 
 // SAFETY: `repr(C)` of byte arrays of a multiple of 64 and an array of 16 `f16`: no padding, all bits are values.
-unsafe impl<Q: Integers, const ZERO: u8> Pod for Centred<Q, ZERO> {}
+unsafe impl<Q: Integers, const ZERO: i32> Pod for Centred<Q, ZERO> {}
 // SAFETY: as above, with two arrays.
 unsafe impl<Q: Integers> Pod for Ranged<Q> {}
 
@@ -273,17 +279,17 @@ fn read_block(block: &[u8], zero: u8) -> Block {
     }
 }
 
-impl<Q: Integers, const ZERO: u8> PanelBlock for Centred<Q, ZERO> {
+impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
     const GROUPS: usize = 1;
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
-        let block = read_block(block, ZERO);
+        let block = read_block(block, ZERO as u8);
         self.q.set(lane, &block.q);
         self.scale[lane] = block.scale;
     }
 
     fn element(&self, lane: usize, k: usize) -> f32 {
-        let q = i32::from(self.q.get(lane, k)) - i32::from(ZERO);
+        let q = i32::from(self.q.get(lane, k)) - ZERO;
         self.scale[lane].to_f32() * q as f32
     }
 
@@ -292,7 +298,7 @@ impl<Q: Integers, const ZERO: u8> PanelBlock for Centred<Q, ZERO> {
         let to = to.first_chunk_mut().expect("a block is 32 inputs");
         self.q.widen(lanes, to);
         let scale = lanes.load_f16(&self.scale);
-        let zero = lanes.splat(f32::from(ZERO));
+        let zero = lanes.splat(ZERO as f32);
         for w in to {
             let q = lanes.sub(lanes.load(w), zero);
             lanes.store(lanes.mul(scale, q), w);
@@ -309,8 +315,7 @@ impl<Q: Integers, const ZERO: u8> PanelBlock for Centred<Q, ZERO> {
         let lanes = int8.lanes();
         let scale = lanes.load_f16(&self.scale);
         for x in x {
-            let start = x.each_ref().map(|x| -i32::from(ZERO) * x.sum());
-            let dot = self.q.dot(int8, x, start);
+            let dot = self.q.dot::<I, R, ZERO>(int8, x);
             for r in 0..R {
                 let scale = lanes.mul(scale, lanes.splat(x[r].scale));
                 sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
@@ -355,7 +360,7 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
         let lanes = int8.lanes();
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         for x in x {
-            let dot = self.q.dot(int8, x, [0; R]);
+            let dot = self.q.dot::<I, R, 0>(int8, x);
             accumulate_ranged(int8, scale, min, x, dot, sum);
         }
     }
@@ -458,7 +463,7 @@ impl<Q: Integers> PanelBlock for Super<Q> {
         for (group, x) in self.groups.iter().zip(x) {
             let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
             let min = lanes.mul(min, lanes.load_u8(&group.mins));
-            let dot = group.q.dot(int8, x, [0; R]);
+            let dot = group.q.dot::<I, R, 0>(int8, x);
             accumulate_ranged(int8, scale, min, x, dot, sum);
         }
     }
@@ -531,10 +536,10 @@ impl PanelBlock for Q6K {
         for (group, x) in self.groups.iter().zip(x) {
             for half in 0..2 {
                 let scale = lanes.mul(scale, lanes.load_i8(&group.scales[half]));
-                let start = x.each_ref().map(|x| -32 * i32::from(x.sums[half]));
+                let sums = x.each_ref().map(|x| i32::from(x.sums[half]));
                 let q = x.each_ref().map(|x| &x.q.as_chunks::<4>().0[half]);
                 let weights = &group.q.0.as_chunks::<4>().0[half];
-                let dot = int8.dot_bytes::<R, 4, 6>(weights, q, start);
+                let dot = int8.dot_bytes::<R, 4, 6, 32>(weights, q, sums);
                 for r in 0..R {
                     let scale = lanes.mul(scale, lanes.splat(x[r].scale));
                     sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);

@@ -146,7 +146,7 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn field<const SHIFT: u32>(self, x: Self::I32, mask: u8) -> Self::F32 {
+    fn field<const SHIFT: i32>(self, x: Self::I32, mask: u8) -> Self::F32 {
         x.map(|x| f32::from((x >> SHIFT) as u8 & mask))
     }
 
@@ -170,18 +170,19 @@ impl Int8 for Portable {
     }
 
     #[inline(always)]
-    fn dot_nibbles<const R: usize>(
+    fn dot_nibbles<const R: usize, const ZERO: i32>(
         self,
         weights: &[[u8; 64]; 4],
         q: [&[[i8; 4]; 8]; R],
-        start: [i32; R],
+        _: [i32; R],
     ) -> [I32Of<Self>; R] {
-        let mut dot = start.map(|start| [start; LANES]);
+        let mut dot = [[0; LANES]; R];
         for (p, weights) in weights.iter().enumerate() {
             for (i, &byte) in weights.iter().enumerate() {
                 for r in 0..R {
-                    dot[r][i / 4] += i32::from(byte & 0x0f) * i32::from(q[r][p][i % 4]);
-                    dot[r][i / 4] += i32::from(byte >> 4) * i32::from(q[r][4 + p][i % 4]);
+                    let (low, high) = (i32::from(byte & 0x0f), i32::from(byte >> 4));
+                    dot[r][i / 4] += (low - ZERO) * i32::from(q[r][p][i % 4]);
+                    dot[r][i / 4] += (high - ZERO) * i32::from(q[r][4 + p][i % 4]);
                 }
             }
         }
@@ -189,17 +190,17 @@ impl Int8 for Portable {
     }
 
     #[inline(always)]
-    fn dot_bytes<const R: usize, const P: usize, const BITS: u32>(
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
         weights: &[[u8; 64]; P],
         q: [&[[i8; 4]; P]; R],
-        start: [i32; R],
+        _: [i32; R],
     ) -> [I32Of<Self>; R] {
-        let mut dot = start.map(|start| [start; LANES]);
+        let mut dot = [[0; LANES]; R];
         for (p, weights) in weights.iter().enumerate() {
             for (i, &byte) in weights.iter().enumerate() {
                 for r in 0..R {
-                    dot[r][i / 4] += i32::from(byte) * i32::from(q[r][p][i % 4]);
+                    dot[r][i / 4] += (i32::from(byte) - ZERO) * i32::from(q[r][p][i % 4]);
                 }
             }
         }

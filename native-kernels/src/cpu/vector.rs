@@ -62,7 +62,7 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Sixteen groups of four bytes, each a little-endian integer.
     fn load_quads(self, from: &[u8; 4 * LANES]) -> Self::I32;
     /// Bits from `SHIFT` on of each lane, and-ed with `mask`, as a number.
-    fn field<const SHIFT: u32>(self, x: Self::I32, mask: u8) -> Self::F32;
+    fn field<const SHIFT: i32>(self, x: Self::I32, mask: u8) -> Self::F32;
     /// Exact up to 2^24.
     fn to_f32(self, x: Self::I32) -> Self::F32;
 
@@ -97,26 +97,30 @@ pub(crate) trait Int8: Copy + Send + Sync + 'static {
     /// The float lanes that go with it.
     fn lanes(self) -> Self::Lanes;
 
-    /// `start[r] + sum over k of weight[k] * q[r][k]` for sixteen outputs and 32 inputs; `q` are -127 to 127.
+    /// `sum over k of (weight[k] - ZERO) * q[r][k]` for sixteen outputs and 32 inputs.
+    ///
+    /// `q` are -127 to 127 and `sums[r]` is the sum of `q[r]`.
     ///
     /// **Layout**: byte `64 p + 4 lane + j` holds input `4 p + j` of the output `lane` in its low nibble and input
     /// `16 + 4 p + j` in its high one.
-    fn dot_nibbles<const R: usize>(
+    fn dot_nibbles<const R: usize, const ZERO: i32>(
         self,
         weights: &[[u8; 64]; 4],
         q: [&[[i8; 4]; 8]; R],
-        start: [i32; R],
+        sums: [i32; R],
     ) -> [I32Of<Self>; R];
 
-    /// `start[r] + sum over k of weight[k] * q[r][k]` for sixteen outputs and `4 * P` inputs (16 or 32), with weights
-    /// below `1 << BITS`; `q` are -127 to 127.
+    /// `sum over k of (weight[k] - ZERO) * q[r][k]` for sixteen outputs and `4 * P` inputs (16 or 32), with weights
+    /// below `1 << BITS`. Only weights of 8 bits may be centred around 128.
+    ///
+    /// `q` are -127 to 127 and `sums[r]` is the sum of `q[r]`.
     ///
     /// **Layout**: byte `64 p + 4 lane + j` holds input `4 p + j` of the output `lane`.
-    fn dot_bytes<const R: usize, const P: usize, const BITS: u32>(
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
         weights: &[[u8; 64]; P],
         q: [&[[i8; 4]; P]; R],
-        start: [i32; R],
+        sums: [i32; R],
     ) -> [I32Of<Self>; R];
 }
 

@@ -1,6 +1,7 @@
 //! Every algorithm once, over the lane layer. No instruction and no `unsafe` here.
 
 pub(crate) mod attention;
+pub(crate) mod dot;
 pub(crate) mod elementwise;
 pub(crate) mod exp;
 pub(crate) mod float_matmul;

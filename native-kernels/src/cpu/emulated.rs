@@ -1,0 +1,153 @@
+//! The integer instructions of x86 in plain Rust, saturation and all, so that the algorithms built on them are tested
+//! on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
+
+use super::generic::dot::{
+    Dpbusd, Maddubs, Quads, bytes_by_dpbusd, bytes_by_maddubs, nibbles_by_dpbusd,
+    nibbles_by_maddubs,
+};
+use super::portable::Portable;
+use super::vector::{Int8, LANES};
+use std::array::from_fn;
+
+/// What AVX2 does.
+#[derive(Clone, Copy)]
+pub(crate) struct EmulatedMaddubs;
+
+/// What AVX-512 VNNI does.
+#[derive(Clone, Copy)]
+pub(crate) struct EmulatedVnni;
+
+macro_rules! emulated_quads {
+    ($name:ty) => {
+        impl Quads for $name {
+            type Lanes = Portable;
+            type Bytes = [u8; 64];
+
+            fn load(self, from: &[u8; 64]) -> [u8; 64] {
+                *from
+            }
+
+            fn repeat(self, q: &[i8; 4]) -> [u8; 64] {
+                from_fn(|i| q[i % 4] as u8)
+            }
+
+            fn low_nibbles(self, x: [u8; 64]) -> [u8; 64] {
+                x.map(|x| x & 0x0f)
+            }
+
+            fn high_nibbles(self, x: [u8; 64]) -> [u8; 64] {
+                x.map(|x| x >> 4)
+            }
+
+            fn splat(self, x: i32) -> [i32; LANES] {
+                [x; LANES]
+            }
+
+            fn add(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+                from_fn(|i| a[i].wrapping_add(b[i]))
+            }
+        }
+    };
+}
+
+emulated_quads!(EmulatedMaddubs);
+emulated_quads!(EmulatedVnni);
+
+impl Dpbusd for EmulatedVnni {
+    fn dpbusd(self, sum: [i32; LANES], w: [u8; 64], q: [u8; 64]) -> [i32; LANES] {
+        from_fn(|lane| {
+            let products =
+                (4 * lane..4 * lane + 4).map(|i| i32::from(w[i]) * i32::from(q[i] as i8));
+            sum[lane].wrapping_add(products.sum())
+        })
+    }
+}
+
+impl Maddubs for EmulatedMaddubs {
+    type Pairs = [i16; 32];
+
+    fn maddubs(self, w: [u8; 64], q: [u8; 64]) -> [i16; 32] {
+        from_fn(|pair| {
+            let products =
+                (2 * pair..2 * pair + 2).map(|i| i32::from(w[i]) * i32::from(q[i] as i8));
+            let sum: i32 = products.sum();
+            sum.clamp(i16::MIN.into(), i16::MAX.into()) as i16
+        })
+    }
+
+    fn add_pairs(self, a: [i16; 32], b: [i16; 32]) -> [i16; 32] {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    fn widen(self, x: [i16; 32]) -> [i32; LANES] {
+        from_fn(|i| i32::from(x[2 * i]) + i32::from(x[2 * i + 1]))
+    }
+
+    fn flip(self, x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| x ^ 0x80)
+    }
+
+    fn magnitude(self, x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| (x as i8).unsigned_abs())
+    }
+
+    fn with_sign(self, q: [u8; 64], w: [u8; 64]) -> [u8; 64] {
+        from_fn(|i| (q[i] as i8).wrapping_mul((w[i] as i8).signum()) as u8)
+    }
+}
+
+impl Int8 for EmulatedVnni {
+    type Lanes = Portable;
+
+    const ROWS: usize = 8;
+
+    fn lanes(self) -> Portable {
+        Portable
+    }
+
+    fn dot_nibbles<const R: usize, const ZERO: i32>(
+        self,
+        weights: &[[u8; 64]; 4],
+        q: [&[[i8; 4]; 8]; R],
+        sums: [i32; R],
+    ) -> [[i32; LANES]; R] {
+        nibbles_by_dpbusd::<Self, R, ZERO>(self, weights, q, sums)
+    }
+
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
+        self,
+        weights: &[[u8; 64]; P],
+        q: [&[[i8; 4]; P]; R],
+        sums: [i32; R],
+    ) -> [[i32; LANES]; R] {
+        bytes_by_dpbusd::<Self, R, P, ZERO>(self, weights, q, sums)
+    }
+}
+
+impl Int8 for EmulatedMaddubs {
+    type Lanes = Portable;
+
+    const ROWS: usize = 4;
+
+    fn lanes(self) -> Portable {
+        Portable
+    }
+
+    fn dot_nibbles<const R: usize, const ZERO: i32>(
+        self,
+        weights: &[[u8; 64]; 4],
+        q: [&[[i8; 4]; 8]; R],
+        sums: [i32; R],
+    ) -> [[i32; LANES]; R] {
+        nibbles_by_maddubs::<Self, R, ZERO>(self, weights, q, sums)
+    }
+
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
+        self,
+        weights: &[[u8; 64]; P],
+        q: [&[[i8; 4]; P]; R],
+        sums: [i32; R],
+    ) -> [[i32; LANES]; R] {
+        bytes_by_maddubs::<Self, R, P, BITS, ZERO>(self, weights, q, sums)
+    }
+}

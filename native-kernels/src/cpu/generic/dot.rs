@@ -1,0 +1,317 @@
+//! Integer dot products out of the two instructions that x86 has for them.
+//!
+//! A register of 64 bytes holds four inputs of each of sixteen outputs; four activations are repeated in all its lanes.
+//!
+//! * `dpbusd` (AVX-512 VNNI) multiplies unsigned by signed bytes and adds four products to an `i32`: exact.
+//! * `maddubs` (AVX2) multiplies the same way but adds two products to an `i16` that **saturates** at 32767. So:
+//!   - weights of 4 bits: a pair is at most 2 * 15 * 127 = 3810, and all eight pairs of a block fit (30480);
+//!   - of 5 bits: 7874, four fit; of 6 bits: 16002, two fit;
+//!   - of 8 bits a pair may be 64770. There the weight's sign moves to the activation (`|w| * sign(w) q`), which bounds
+//!     a pair by 2 * 128 * 127 = 32512.
+
+use crate::cpu::vector::Lanes;
+
+/// Bytes of sixteen outputs x 4 inputs, and how to take them apart.
+pub(crate) trait Quads: Copy {
+    /// The float lanes whose integers the sums are.
+    type Lanes: Lanes;
+    /// 64 bytes.
+    type Bytes: Copy;
+
+    fn load(self, from: &[u8; 64]) -> Self::Bytes;
+    /// The same four bytes sixteen times.
+    fn repeat(self, q: &[i8; 4]) -> Self::Bytes;
+    fn low_nibbles(self, x: Self::Bytes) -> Self::Bytes;
+    fn high_nibbles(self, x: Self::Bytes) -> Self::Bytes;
+    fn splat(self, x: i32) -> SumOf<Self>;
+    /// Wraps.
+    fn add(self, a: SumOf<Self>, b: SumOf<Self>) -> SumOf<Self>;
+}
+
+/// Sixteen `i32`.
+pub(crate) type SumOf<Q> = <<Q as Quads>::Lanes as Lanes>::I32;
+
+/// Quads with the instruction `dpbusd`.
+pub(crate) trait Dpbusd: Quads {
+    /// Adds the four products of unsigned `w` and signed `q` to each lane.
+    fn dpbusd(self, sum: SumOf<Self>, w: Self::Bytes, q: Self::Bytes) -> SumOf<Self>;
+}
+
+/// Quads with the instruction `maddubs`.
+pub(crate) trait Maddubs: Quads {
+    /// 32 `i16`.
+    type Pairs: Copy;
+
+    /// The sums of two products of unsigned `w` and signed `q`, saturated.
+    fn maddubs(self, w: Self::Bytes, q: Self::Bytes) -> Self::Pairs;
+    /// Wraps.
+    fn add_pairs(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
+    /// The sums of two neighbours.
+    fn widen(self, x: Self::Pairs) -> SumOf<Self>;
+    /// Flips the sign bit of each byte.
+    fn flip(self, x: Self::Bytes) -> Self::Bytes;
+    /// Magnitudes, 128 for -128.
+    fn magnitude(self, x: Self::Bytes) -> Self::Bytes;
+    /// `q` with the sign of `w` applied; zero where `w` is.
+    fn with_sign(self, q: Self::Bytes, w: Self::Bytes) -> Self::Bytes;
+}
+
+#[inline(always)]
+pub(crate) fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
+    d: D,
+    weights: &[[u8; 64]; 4],
+    q: [&[[i8; 4]; 8]; R],
+    sums: [i32; R],
+) -> [SumOf<D>; R] {
+    let mut low = [d.repeat(&[0; 4]); 4];
+    let mut high = low;
+    for p in 0..4 {
+        let bytes = d.load(&weights[p]);
+        low[p] = d.low_nibbles(bytes);
+        high[p] = d.high_nibbles(bytes);
+    }
+    let mut dots = [d.splat(0); R];
+    for r in 0..R {
+        let mut dot = d.splat(-ZERO * sums[r]);
+        for p in 0..4 {
+            dot = d.dpbusd(dot, low[p], d.repeat(&q[r][p]));
+        }
+        for p in 0..4 {
+            dot = d.dpbusd(dot, high[p], d.repeat(&q[r][4 + p]));
+        }
+        dots[r] = dot;
+    }
+    dots
+}
+
+#[inline(always)]
+pub(crate) fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const ZERO: i32>(
+    d: D,
+    weights: &[[u8; 64]; P],
+    q: [&[[i8; 4]; P]; R],
+    sums: [i32; R],
+) -> [SumOf<D>; R] {
+    let mut dots = [d.splat(0); R];
+    for r in 0..R {
+        dots[r] = d.splat(-ZERO * sums[r]);
+    }
+    for p in 0..P {
+        let weights = d.load(&weights[p]);
+        for r in 0..R {
+            dots[r] = d.dpbusd(dots[r], weights, d.repeat(&q[r][p]));
+        }
+    }
+    dots
+}
+
+#[inline(always)]
+pub(crate) fn nibbles_by_maddubs<M: Maddubs, const R: usize, const ZERO: i32>(
+    m: M,
+    weights: &[[u8; 64]; 4],
+    q: [&[[i8; 4]; 8]; R],
+    sums: [i32; R],
+) -> [SumOf<M>; R] {
+    let zero = m.repeat(&[0; 4]);
+    let mut pairs = [m.maddubs(zero, zero); R];
+    for p in 0..4 {
+        let bytes = m.load(&weights[p]);
+        let (low, high) = (m.low_nibbles(bytes), m.high_nibbles(bytes));
+        for r in 0..R {
+            let products = m.maddubs(low, m.repeat(&q[r][p]));
+            pairs[r] = m.add_pairs(pairs[r], products);
+            let products = m.maddubs(high, m.repeat(&q[r][4 + p]));
+            pairs[r] = m.add_pairs(pairs[r], products);
+        }
+    }
+    let mut dots = [m.splat(0); R];
+    for r in 0..R {
+        dots[r] = m.add(m.widen(pairs[r]), m.splat(-ZERO * sums[r]));
+    }
+    dots
+}
+
+#[inline(always)]
+pub(crate) fn bytes_by_maddubs<
+    M: Maddubs,
+    const R: usize,
+    const P: usize,
+    const BITS: u32,
+    const ZERO: i32,
+>(
+    m: M,
+    weights: &[[u8; 64]; P],
+    q: [&[[i8; 4]; P]; R],
+    sums: [i32; R],
+) -> [SumOf<M>; R] {
+    if BITS == 8 {
+        signed_bytes_by_maddubs::<M, R, P, ZERO>(m, weights, q, sums)
+    } else {
+        small_bytes_by_maddubs::<M, R, P, BITS, ZERO>(m, weights, q, sums)
+    }
+}
+
+/// Weights of 5 or 6 bits: as many pairs are added in 16 bits as fit.
+#[inline(always)]
+fn small_bytes_by_maddubs<
+    M: Maddubs,
+    const R: usize,
+    const P: usize,
+    const BITS: u32,
+    const ZERO: i32,
+>(
+    m: M,
+    weights: &[[u8; 64]; P],
+    q: [&[[i8; 4]; P]; R],
+    sums: [i32; R],
+) -> [SumOf<M>; R] {
+    let fit = 32767 / (2 * 127 * ((1 << BITS) - 1));
+    let mut dots = [m.splat(0); R];
+    for r in 0..R {
+        dots[r] = m.splat(-ZERO * sums[r]);
+    }
+    for (weights, first) in weights.chunks(fit).zip((0..P).step_by(fit)) {
+        let zero = m.repeat(&[0; 4]);
+        let mut pairs = [m.maddubs(zero, zero); R];
+        for (p, weights) in weights.iter().enumerate() {
+            let weights = m.load(weights);
+            for r in 0..R {
+                let products = m.maddubs(weights, m.repeat(&q[r][first + p]));
+                pairs[r] = m.add_pairs(pairs[r], products);
+            }
+        }
+        for r in 0..R {
+            dots[r] = m.add(dots[r], m.widen(pairs[r]));
+        }
+    }
+    dots
+}
+
+/// Weights of 8 bits: centred around 128 they are signed, and the sign moves to the activation.
+#[inline(always)]
+fn signed_bytes_by_maddubs<M: Maddubs, const R: usize, const P: usize, const ZERO: i32>(
+    m: M,
+    weights: &[[u8; 64]; P],
+    q: [&[[i8; 4]; P]; R],
+    sums: [i32; R],
+) -> [SumOf<M>; R] {
+    let mut dots = [m.splat(0); R];
+    for r in 0..R {
+        dots[r] = m.splat((128 - ZERO) * sums[r]);
+    }
+    for p in 0..P {
+        let weights = m.flip(m.load(&weights[p]));
+        let magnitudes = m.magnitude(weights);
+        for r in 0..R {
+            let signed = m.with_sign(m.repeat(&q[r][p]), weights);
+            let products = m.maddubs(magnitudes, signed);
+            dots[r] = m.add(dots[r], m.widen(products));
+        }
+    }
+    dots
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cpu::emulated::{EmulatedMaddubs, EmulatedVnni};
+    use crate::cpu::isa::Int8Isa;
+    use crate::cpu::portable::Portable;
+    use crate::cpu::vector::{Int8, Int8Kernel, LANES, Lanes};
+
+    /// All dot products of one set of weights and activations.
+    #[derive(Clone)]
+    struct Dots {
+        weights: [[u8; 64]; 8],
+        q: [[[i8; 4]; 8]; 4],
+    }
+
+    impl Int8Kernel for Dots {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn run<I: Int8>(self, int8: I) -> Vec<f32> {
+            let mut out = Vec::new();
+            let q = self.q.each_ref();
+            let sums = self
+                .q
+                .map(|q| q.as_flattened().iter().map(|&q| i32::from(q)).sum());
+            let nibbles = self.weights.first_chunk().unwrap();
+            let below = |bits: u32| self.weights.map(|w| w.map(|w| w & ((1 << bits) - 1) as u8));
+            push(int8, int8.dot_nibbles::<4, 8>(nibbles, q, sums), &mut out);
+            push(int8, int8.dot_nibbles::<4, 0>(nibbles, q, sums), &mut out);
+            push(
+                int8,
+                int8.dot_bytes::<4, 8, 5, 0>(&below(5), q, sums),
+                &mut out,
+            );
+            push(
+                int8,
+                int8.dot_bytes::<4, 8, 5, 16>(&below(5), q, sums),
+                &mut out,
+            );
+            push(
+                int8,
+                int8.dot_bytes::<4, 8, 8, 128>(&self.weights, q, sums),
+                &mut out,
+            );
+            let half = below(6);
+            let q = self.q.each_ref().map(|q| q.last_chunk::<4>().unwrap());
+            let sums = q.map(|q| q.as_flattened().iter().map(|&q| i32::from(q)).sum());
+            let half = half.first_chunk().unwrap();
+            push(int8, int8.dot_bytes::<4, 4, 6, 32>(half, q, sums), &mut out);
+            out
+        }
+    }
+
+    #[inline(always)]
+    fn push<I: Int8>(int8: I, dots: [<I::Lanes as Lanes>::I32; 4], out: &mut Vec<f32>) {
+        for dot in dots {
+            let mut lanes = [0.0; LANES];
+            int8.lanes().store(int8.lanes().to_f32(dot), &mut lanes);
+            out.extend(lanes);
+        }
+    }
+
+    fn check(dots: &Dots) {
+        let expected = dots.clone().run(Portable);
+        assert_eq!(
+            dots.clone().run(EmulatedMaddubs),
+            expected,
+            "maddubs, emulated"
+        );
+        assert_eq!(dots.clone().run(EmulatedVnni), expected, "vnni, emulated");
+        for name in ["avx2", "avx512-vnni"] {
+            if let Some(isa) = Int8Isa::detect(name) {
+                assert_eq!(isa.run(dots.clone()), expected, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn extremes_do_not_saturate() {
+        for weight in [0, 1, 127, 128, 255] {
+            for q in [-127, 0, 127] {
+                check(&Dots {
+                    weights: [[weight; 64]; 8],
+                    q: [[[q; 4]; 8]; 4],
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_gives_the_plain_sum() {
+        let mut state = 1u64;
+        let mut random = || {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) as u8
+        };
+        for _ in 0..200 {
+            let weights = [(); 8].map(|()| [(); 64].map(|()| random()));
+            let q =
+                [(); 4].map(|()| [(); 8].map(|()| [(); 4].map(|()| (random() as i8).max(-127))));
+            check(&Dots { weights, q });
+        }
+    }
+}
