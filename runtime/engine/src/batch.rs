@@ -1,0 +1,131 @@
+//! The tokens of a step in the form that kernels read, complete when it is made.
+
+use crate::kv_cache::BlockId;
+use crate::request::TokenId;
+use crate::scheduler::Shares;
+use crate::sequence::Sequence;
+use plinth_kernels::{AttentionSequence, Slot};
+use std::ops::Range;
+
+/// One step's tokens, those of a sequence side by side.
+pub(crate) struct Batch {
+    /// `[rows]`: what goes in.
+    pub tokens: Vec<TokenId>,
+    /// `[rows]`: position of each in its sequence.
+    pub positions: Vec<u32>,
+    /// `[rows]`: where its key and value go.
+    pub slots: Vec<Slot>,
+    /// Sequences that take part.
+    spans: Vec<Span>,
+    /// Their block tables, one after another.
+    tables: Vec<BlockId>,
+    /// Rows whose logits are wanted, ascending.
+    pub wanted: Vec<Wanted>,
+}
+
+/// Rows and keys of a sequence.
+struct Span {
+    query_start: usize,
+    query_len: usize,
+    context_len: usize,
+    table: Range<usize>,
+}
+
+/// A row whose logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Row of the batch.
+    pub row: usize,
+    /// Position in `Scheduler::running`.
+    pub sequence: usize,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// What logits are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Drawing the next token.
+    Draw,
+    /// The log probability of a prompt token.
+    Score {
+        /// Where it stands.
+        position: usize,
+        /// Which it is.
+        token: TokenId,
+    },
+}
+
+impl Batch {
+    /// The step that `shares` describes.
+    pub fn new(running: &[Sequence], shares: &Shares, block_size: usize) -> Self {
+        let rows = shares.iter().sum();
+        let mut batch = Self {
+            tokens: Vec::with_capacity(rows),
+            positions: Vec::with_capacity(rows),
+            slots: Vec::with_capacity(rows),
+            spans: Vec::with_capacity(shares.len()),
+            tables: Vec::new(),
+            wanted: Vec::new(),
+        };
+        for (n, (sequence, &share)) in running.iter().zip(shares).enumerate() {
+            if share > 0 {
+                batch.push(n, sequence, share, block_size);
+            }
+        }
+        batch
+    }
+
+    fn push(&mut self, n: usize, sequence: &Sequence, share: usize, block_size: usize) {
+        let query_start = self.tokens.len();
+        let context_len = sequence.computed + share;
+        let blocks = sequence.table.blocks();
+        for position in sequence.computed..context_len {
+            let row = self.tokens.len();
+            self.tokens.push(sequence.tokens[position]);
+            self.positions.push(position as u32);
+            self.slots.push(Slot {
+                block: blocks[position / block_size],
+                offset: (position % block_size) as u32,
+            });
+            let next = position + 1;
+            if sequence.prompt_logprobs.is_some() && next < sequence.prompt_len {
+                self.wanted.push(Wanted {
+                    row,
+                    sequence: n,
+                    purpose: Purpose::Score {
+                        position: next,
+                        token: sequence.tokens[next],
+                    },
+                });
+            }
+            if next == sequence.tokens.len() {
+                self.wanted.push(Wanted {
+                    row,
+                    sequence: n,
+                    purpose: Purpose::Draw,
+                });
+            }
+        }
+        let begin = self.tables.len();
+        self.tables.extend_from_slice(blocks);
+        let table = begin..self.tables.len();
+        self.spans.push(Span {
+            query_start,
+            query_len: share,
+            context_len,
+            table,
+        });
+    }
+
+    /// Queries and keys of each sequence that takes part.
+    pub fn sequences(&self) -> Vec<AttentionSequence<'_>> {
+        let sequence = |span: &Span| AttentionSequence {
+            query_start: span.query_start,
+            query_len: span.query_len,
+            context_len: span.context_len,
+            block_table: &self.tables[span.table.clone()],
+        };
+        self.spans.iter().map(sequence).collect()
+    }
+}

@@ -1,0 +1,110 @@
+//! A Llama-family decoder: weights packed for the kernels, and the forward pass over a batch.
+
+mod llama;
+mod rope;
+mod weights;
+
+use crate::batch::{Batch, Wanted};
+use llama::Buffers;
+use plinth_formats::{FormatError, ModelConfig, ModelFile};
+use plinth_kernels::{KernelSet, KvCache, PackError, RopeTable, Workers};
+use weights::Weights;
+
+/// A model that is ready to run.
+pub struct Model {
+    config: ModelConfig,
+    kernels: KernelSet,
+    workers: Workers,
+    weights: Weights,
+    rope: RopeTable,
+    buffers: Buffers,
+    max_batched_tokens: usize,
+    max_model_len: usize,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file's fault.
+    #[error(transparent)]
+    File(#[from] FormatError),
+    /// The plan's or the machine's fault.
+    #[error("tensor '{tensor}': {error}")]
+    Pack {
+        /// Which could not be packed.
+        tensor: String,
+        /// Why.
+        error: PackError,
+    },
+}
+
+/// Called for each chunk of rows whose logits are wanted: the rows, `[rows, vocabulary]` logits that may be changed, and
+/// the workers, which are idle.
+pub(crate) type OnLogits<'a> = dyn FnMut(&[Wanted], &mut [f32], &Workers) + 'a;
+
+impl Model {
+    /// Reads and packs every weight, telling `progress` the bytes read so far and in all.
+    ///
+    /// `max_model_len` is the longest sequence and `max_batched_tokens` the largest step that will be asked of it.
+    ///
+    /// # Errors
+    /// The file cannot be read; a format has no kernel; no memory.
+    pub fn load(
+        file: &ModelFile,
+        kernels: KernelSet,
+        workers: Workers,
+        max_model_len: usize,
+        max_batched_tokens: usize,
+        progress: &dyn Fn(u64, u64),
+    ) -> Result<Self, ModelError> {
+        let config = file.config().clone();
+        let weights = Weights::load(file, &kernels, &workers, progress)?;
+        let rope = rope::table(&config, max_model_len);
+        let buffers = Buffers::new(&config, max_batched_tokens);
+        Ok(Self {
+            config,
+            kernels,
+            workers,
+            weights,
+            rope,
+            buffers,
+            max_batched_tokens,
+            max_model_len,
+        })
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    pub(crate) fn max_batched_tokens(&self) -> usize {
+        self.max_batched_tokens
+    }
+
+    pub(crate) fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    /// Computes a batch: writes its keys and values into the cache and hands out the logits that it wants.
+    pub(crate) fn forward(
+        &mut self,
+        batch: &Batch,
+        cache: &mut KvCache,
+        on_logits: &mut OnLogits<'_>,
+    ) {
+        let pass = llama::Pass {
+            config: &self.config,
+            kernels: &self.kernels,
+            workers: &self.workers,
+            weights: &self.weights,
+            rope: &self.rope,
+        };
+        pass.run(&mut self.buffers, batch, cache, on_logits);
+    }
+}

@@ -1,0 +1,98 @@
+//! The rotary frequencies of a model.
+
+use plinth_formats::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
+use plinth_kernels::RopeTable;
+use std::f64::consts::TAU;
+
+/// The angles of every position below `max_len`.
+pub(super) fn table(config: &ModelConfig, max_len: usize) -> RopeTable {
+    let layout = match config.rope.layout {
+        RopeLayout::Interleaved => plinth_kernels::RopeLayout::Interleaved,
+        RopeLayout::HalfSplit => plinth_kernels::RopeLayout::HalfSplit,
+    };
+    let frequencies = inverse_frequencies(&config.rope);
+    RopeTable::new(
+        config.head_dim,
+        config.rope.dims,
+        &frequencies,
+        layout,
+        max_len,
+    )
+}
+
+/// One frequency a rotated pair, in radians a position.
+fn inverse_frequencies(rope: &RopeConfig) -> Vec<f32> {
+    let pairs = rope.dims / 2;
+    let plain = |i: usize| f64::from(rope.base).powf(-2.0 * i as f64 / rope.dims as f64);
+    let scaled = |i: usize| match &rope.scaling {
+        RopeScaling::None => plain(i),
+        RopeScaling::Linear { factor } => plain(i) / f64::from(*factor),
+        RopeScaling::Factors(factors) => plain(i) / f64::from(factors[i]),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_context,
+        } => {
+            let wavelengths = f64::from(*original_context) * plain(i) / TAU;
+            let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
+            // How much of the frequency stays: none below `low` wavelengths in the first context, all above `high`.
+            let kept = ((wavelengths - low) / (high - low)).clamp(0.0, 1.0);
+            plain(i) * (kept + (1.0 - kept) / f64::from(*factor))
+        }
+    };
+    (0..pairs).map(|i| scaled(i) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frequencies(scaling: RopeScaling) -> Vec<f32> {
+        inverse_frequencies(&RopeConfig {
+            base: 500_000.0,
+            dims: 128,
+            layout: RopeLayout::HalfSplit,
+            scaling,
+        })
+    }
+
+    fn llama3() -> RopeScaling {
+        RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 8192.0,
+        }
+    }
+
+    /// Values of Llama 3.1's published code (`apply_scaling` in `llama_models`), computed with it in single precision.
+    #[test]
+    fn llama3_keeps_high_frequencies_and_divides_low_ones() {
+        let (plain, scaled) = (frequencies(RopeScaling::None), frequencies(llama3()));
+        assert_eq!(
+            plain[..20],
+            scaled[..20],
+            "wavelengths of up to 8192 / 4 positions are kept"
+        );
+        for i in 36..64 {
+            assert!(
+                (scaled[i] - plain[i] / 8.0).abs() <= 1e-6 * scaled[i],
+                "frequency {i}"
+            );
+        }
+        assert!(
+            scaled.windows(2).all(|pair| pair[1] < pair[0]),
+            "the blend does not turn around"
+        );
+    }
+
+    #[test]
+    fn linear_scaling_and_factors_divide() {
+        let plain = frequencies(RopeScaling::None);
+        let linear = frequencies(RopeScaling::Linear { factor: 4.0 });
+        let factors = frequencies(RopeScaling::Factors(vec![4.0; 64]));
+        assert_eq!(linear, factors);
+        assert_eq!(linear[10], plain[10] / 4.0);
+    }
+}
