@@ -1,0 +1,240 @@
+//! Cuts text into words, which tokens do not cross. Each cutter does what a published regular expression says, by hand:
+//! no backtracking, so that no text takes long.
+
+use super::char_class::{Letters, is_number, is_space};
+use crate::error::TokenizerError;
+
+/// What a pre-tokenizer's name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rules {
+    pattern: Pattern,
+    /// Numbers are cut out digit by digit before the pattern is applied.
+    single_digits: bool,
+    /// A word that is a token is taken whole, whatever the merges say.
+    pub(super) ignore_merges: bool,
+    /// Does a text begin with the token that begins texts, where the file does not say?
+    pub(super) add_bos: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pattern {
+    /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
+    Gpt2,
+    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+    Llama3 { digits: usize },
+}
+
+const GPT2: Rules = Rules {
+    pattern: Pattern::Gpt2,
+    single_digits: false,
+    ignore_merges: false,
+    add_bos: false,
+};
+const SMOLLM: Rules = Rules {
+    single_digits: true,
+    ..GPT2
+};
+const LLAMA3: Rules = Rules {
+    pattern: Pattern::Llama3 { digits: 3 },
+    single_digits: false,
+    ignore_merges: true,
+    add_bos: true,
+};
+const QWEN2: Rules = Rules {
+    pattern: Pattern::Llama3 { digits: 1 },
+    ignore_merges: false,
+    add_bos: false,
+    ..LLAMA3
+};
+
+const KNOWN: [(&str, Rules); 12] = [
+    ("default", GPT2),
+    ("gpt-2", GPT2),
+    ("mpt", GPT2),
+    ("olmo", GPT2),
+    ("phi-2", GPT2),
+    ("smollm", SMOLLM),
+    ("starcoder", SMOLLM),
+    ("refact", SMOLLM),
+    ("llama-bpe", LLAMA3),
+    ("llama3", LLAMA3),
+    ("qwen2", QWEN2),
+    ("deepseek-r1-qwen", QWEN2),
+];
+
+impl Rules {
+    /// The rules of this name; none means `default`.
+    pub(super) fn by_name(name: Option<&str>) -> Result<Rules, TokenizerError> {
+        let name = name.unwrap_or("default");
+        let known = KNOWN.iter().find(|(known, _)| *known == name);
+        known
+            .map(|&(_, rules)| rules)
+            .ok_or_else(|| TokenizerError::PreTokenizer {
+                found: name.to_owned(),
+                known: KNOWN.map(|(name, _)| name).join(", "),
+            })
+    }
+}
+
+/// A pre-tokenizer, ready to cut.
+pub(super) struct PreTokenizer {
+    rules: Rules,
+    letters: Letters,
+}
+
+impl PreTokenizer {
+    pub(super) fn new(rules: Rules) -> Self {
+        let letters = Letters::new();
+        Self { rules, letters }
+    }
+
+    /// Gives the words of `text` to `word`, in order; together they are the text.
+    pub(super) fn split<'t>(&self, text: &'t str, mut word: impl FnMut(&'t str)) {
+        if !self.rules.single_digits {
+            return self.split_by_pattern(text, &mut word);
+        }
+        let mut rest = text;
+        while let Some((at, digit)) = rest.char_indices().find(|&(_, c)| is_number(c)) {
+            let end = at + digit.len_utf8();
+            self.split_by_pattern(&rest[..at], &mut word);
+            word(&rest[at..end]);
+            rest = &rest[end..];
+        }
+        self.split_by_pattern(rest, &mut word);
+    }
+
+    fn split_by_pattern<'t>(&self, text: &'t str, word: &mut impl FnMut(&'t str)) {
+        let mut rest = text;
+        while !rest.is_empty() {
+            let len = match self.rules.pattern {
+                Pattern::Gpt2 => self.gpt2(rest),
+                Pattern::Llama3 { digits } => self.llama3(rest, digits),
+            };
+            word(&rest[..len]);
+            rest = &rest[len..];
+        }
+    }
+
+    /// Length of the first word of a text that is not empty.
+    fn gpt2(&self, text: &str) -> usize {
+        if let Some(len) = contraction(text, false) {
+            return len;
+        }
+        let start = usize::from(text.starts_with(' '));
+        for class in [Class::Letter, Class::Number, Class::Other] {
+            let run = self.run(&text[start..], class, usize::MAX);
+            if run > 0 {
+                return start + run;
+            }
+        }
+        spaces(text)
+    }
+
+    /// Length of the first word of a text that is not empty.
+    fn llama3(&self, text: &str, digits: usize) -> usize {
+        if let Some(len) = contraction(text, true) {
+            return len;
+        }
+        let first = first_char(text);
+        let lead = match self.class(first) {
+            Class::Space | Class::Other if first != '\r' && first != '\n' => first.len_utf8(),
+            _ => 0,
+        };
+        let letters = self.run(&text[lead..], Class::Letter, usize::MAX);
+        if letters > 0 {
+            return lead + letters;
+        }
+        let numbers = self.run(text, Class::Number, digits);
+        if numbers > 0 {
+            return numbers;
+        }
+        let start = usize::from(first == ' ');
+        let others = self.run(&text[start..], Class::Other, usize::MAX);
+        if others > 0 {
+            let end = start + others;
+            let breaks = text[end..]
+                .bytes()
+                .take_while(|b| matches!(b, b'\r' | b'\n'));
+            return end + breaks.count();
+        }
+        let run = space_run(text);
+        match text[..run].rfind(['\r', '\n']) {
+            Some(last_break) => last_break + 1,
+            None => spaces(text),
+        }
+    }
+
+    /// Bytes of the characters of this class that `text` begins with, `limit` characters at most.
+    fn run(&self, text: &str, class: Class, limit: usize) -> usize {
+        text.chars()
+            .take(limit)
+            .take_while(|&c| self.class(c) == class)
+            .map(char::len_utf8)
+            .sum()
+    }
+
+    fn class(&self, c: char) -> Class {
+        if self.letters.contains(c) {
+            Class::Letter
+        } else if is_number(c) {
+            Class::Number
+        } else if is_space(c) {
+            Class::Space
+        } else {
+            Class::Other
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Letter,
+    Number,
+    Space,
+    Other,
+}
+
+/// Length of an English contraction at the start of the text.
+fn contraction(text: &str, ignore_case: bool) -> Option<usize> {
+    let tail = text.strip_prefix('\'')?;
+    let begins = |ending: &str| {
+        let mut chars = tail.chars();
+        let mut len = 1;
+        for expected in ending.chars() {
+            let c = chars.next()?;
+            // The long s is the one letter beyond ASCII that folds to a letter of these endings.
+            let folded = match c {
+                'ſ' => 's',
+                c => c.to_ascii_lowercase(),
+            };
+            if c != expected && !(ignore_case && folded == expected) {
+                return None;
+            }
+            len += c.len_utf8();
+        }
+        Some(len)
+    };
+    ["s", "t", "re", "ve", "m", "ll", "d"]
+        .into_iter()
+        .find_map(begins)
+}
+
+/// `\s+(?!\S)|\s+`: a run of white space, without its last character where a word follows.
+fn spaces(text: &str) -> usize {
+    let run = space_run(text);
+    if run == text.len() {
+        return run;
+    }
+    match text[..run].char_indices().next_back() {
+        Some((last, _)) if last > 0 => last,
+        _ => run,
+    }
+}
+
+fn space_run(text: &str) -> usize {
+    text.find(|c| !is_space(c)).unwrap_or(text.len())
+}
+
+fn first_char(text: &str) -> char {
+    text.chars().next().unwrap_or('\0')
+}
