@@ -78,20 +78,20 @@ impl Tokenizer {
         let mut out = Vec::new();
         let mut first = true;
         for part in parts {
-            match part {
-                Part::Token { id, .. } => out.push(*id),
-                Part::Text(range) => {
-                    let text = &text[range.clone()];
-                    match &self.encoder {
-                        Encoder::Bpe(bpe) => bpe.encode(text, &mut merger, &mut out),
-                        Encoder::SentencePiece(pieces) => {
-                            pieces.encode(text, first, &mut merger, &mut out)
-                        }
-                        Encoder::HuggingFace(_) => {}
-                    }
+            let (text, id) = match part {
+                Part::Text(range) => (&text[range.clone()], None),
+                Part::Token { id, .. } => ("", Some(*id)),
+            };
+            let steers = id.is_some_and(|id| self.is_special(id));
+            match &self.encoder {
+                Encoder::SentencePiece(pieces) if !steers => {
+                    pieces.encode(text, first, &mut merger, &mut out)
                 }
+                Encoder::Bpe(bpe) => bpe.encode(text, &mut merger, &mut out),
+                _ => {}
             }
-            first = matches!(part, Part::Token { .. });
+            out.extend(id);
+            first = steers;
         }
         out
     }

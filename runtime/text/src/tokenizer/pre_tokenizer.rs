@@ -238,3 +238,31 @@ fn space_run(text: &str) -> usize {
 fn first_char(text: &str) -> char {
     text.chars().next().unwrap_or('\0')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    /// The expected words come from regular expressions, run by another library.
+    #[test]
+    fn cuts_where_the_regular_expressions_do() {
+        let fixture: Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/bpe.json")).unwrap();
+        for name in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+            let pre_tokenizer = PreTokenizer::new(Rules::by_name(Some(name)).unwrap());
+            for case in fixture["cases"].as_array().unwrap() {
+                let text = case["text"].as_str().unwrap();
+                let mut words = Vec::new();
+                pre_tokenizer.split(text, |word| words.push(word));
+                let expected: Vec<&str> = case[format!("words {name}")]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .map(|word| word.as_str().unwrap())
+                    .collect();
+                assert_eq!(words, expected, "{name}: {text:?}");
+            }
+        }
+    }
+}

@@ -67,7 +67,8 @@ impl SentencePiece {
         })
     }
 
-    /// `first`: no text stands before this one, or a special token does.
+    /// `first`: nothing stands before this text, or a control token does. Then a space is put before it, even where it is
+    /// empty, as it is before a token that is never cut.
     pub(super) fn encode(&self, text: &str, first: bool, merger: &mut Merger, out: &mut Vec<u32>) {
         let prefix = if first && self.space_prefix {
             SPACE
