@@ -2,7 +2,7 @@
 
 use crate::Format;
 use crate::catalog::catalog;
-use crate::cpu::isa::{Int8Isa, LaneIsa, missing_features};
+use crate::cpu::isa::{Int8Isa, LaneIsa, missing_features, prefetch_distance};
 use plinth_platform::facts::Kernel;
 
 /// Which kernel serves which purpose, by id.
@@ -111,6 +111,8 @@ pub(crate) struct Bound {
     /// By position in `Format::ALL`.
     pub matmul: [Option<MatmulKernel>; Format::ALL.len()],
     pub elementwise: LaneIsa,
+    /// Bytes ahead of their use at which matrix products ask for weights; zero for not at all.
+    pub prefetch: usize,
 }
 
 impl Bound {
@@ -151,6 +153,7 @@ impl Bound {
             )?,
             matmul,
             elementwise: lanes("elementwise", "elementwise", &selection.elementwise)?,
+            prefetch: prefetch_distance(),
         })
     }
 }

@@ -138,6 +138,7 @@ impl KernelSet {
             x,
             w,
             finish,
+            prefetch: self.bound.prefetch,
         }
         .run(out);
     }

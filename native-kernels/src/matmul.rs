@@ -20,6 +20,8 @@ pub(crate) struct Matmul<'a> {
     pub x: Rows<'a>,
     pub w: &'a Matrix,
     pub finish: Finish<'a>,
+    /// Bytes ahead of their use at which weights are asked for; zero for not at all.
+    pub prefetch: usize,
 }
 
 impl Matmul<'_> {
@@ -37,6 +39,7 @@ impl Matmul<'_> {
                 k,
                 x: &x,
                 finish,
+                prefetch: self.prefetch,
                 out,
             });
         });
@@ -52,6 +55,7 @@ impl Matmul<'_> {
                 k,
                 x: &x,
                 finish,
+                prefetch: self.prefetch,
                 out,
             });
         });

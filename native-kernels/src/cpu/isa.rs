@@ -139,3 +139,24 @@ fn has(feature: &str) -> bool {
 fn has(_: &str) -> bool {
     false
 }
+
+/// Bytes ahead of their use at which streamed weights should be asked for; zero where the CPU sees to it well enough.
+///
+/// Measured. On a Xeon (Sapphire Rapids class) a core reads 17 GB/s without and 19 to 26 GB/s with a prefetch 1 KiB
+/// ahead; on an EPYC (Zen 4) a one-row product over 97 MB took 2.8 ms without, 3.6 ms with. To repeat: return another
+/// number here, then `cargo bench -p plinth-kernels -- "head, 1 tokens"`.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn prefetch_distance() -> usize {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    let intel = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
+    if [vendor.ebx, vendor.edx, vendor.ecx] == intel {
+        1 << 10
+    } else {
+        0
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn prefetch_distance() -> usize {
+    0
+}

@@ -134,6 +134,8 @@ pub(crate) struct FloatMatmul<'a, P> {
     /// Rows in groups of at most `L::ROWS`, `[groups][k][R]`.
     pub x: &'a [f32],
     pub finish: Finish<'a>,
+    /// Bytes ahead of their use at which weights are asked for; zero for not at all.
+    pub prefetch: usize,
     /// `[rows][16 * panels.len()]`, or less for the last panel.
     pub out: RowsMut<'a>,
 }
@@ -196,7 +198,7 @@ impl<P: Panels> FloatMatmul<'_, P> {
         row: usize,
     ) {
         let x = self.x[row * self.k..][..R * self.k].as_chunks::<R>().0;
-        let sums = multiply::<L, P::Element, R, N>(lanes, panels, x);
+        let sums = multiply::<L, P::Element, R, N>(lanes, panels, x, self.prefetch);
         let (output, first) = (panel * LANES, self.panels.start * LANES);
         self.finish
             .write_block(lanes, &sums, row, output, first, &mut self.out);
@@ -208,11 +210,15 @@ fn multiply<L: Lanes, E: FloatElement, const R: usize, const N: usize>(
     lanes: L,
     panels: [&[[E; LANES]]; N],
     x: &[[f32; R]],
+    prefetch: usize,
 ) -> [[L::F32; N]; R] {
     let mut sums = [[lanes.splat(0.0); N]; R];
     let panels = panels.map(|panel| &panel[..x.len()]);
     for (k, x) in x.iter().enumerate() {
         for n in 0..N {
+            if prefetch > 0 {
+                lanes.prefetch(&panels[n][k], prefetch);
+            }
             let w = E::load(lanes, &panels[n][k]);
             for r in 0..R {
                 sums[r][n] = lanes.fma(lanes.splat(x[r]), w, sums[r][n]);
