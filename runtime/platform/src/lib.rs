@@ -7,3 +7,18 @@
 
 pub mod facts;
 pub mod policy;
+
+pub mod floor;
+pub mod registry;
+pub mod resolve;
+
+pub mod plan;
+pub mod render;
+pub mod rule;
+
+mod check;
+mod digest;
+mod memory;
+mod needs;
+mod settings;
+pub mod text;

@@ -1,0 +1,199 @@
+//! The memory budget: weights, activations and KV cache against what the machine has.
+
+use crate::facts::{Facts, ModelFacts};
+use crate::plan::{DecidedBy, MemoryBudget};
+use crate::policy::EngineConfig;
+use crate::text;
+
+/// Bytes of one KV block over all layers, keys and values.
+pub fn kv_block_bytes(model: &ModelFacts, block_size: u32, kv_dtype: &str) -> u64 {
+    let element = match kv_dtype {
+        "f32" => 4,
+        "fp8" => 1,
+        _ => 2,
+    };
+    let token = 2
+        * u64::from(model.layers)
+        * u64::from(model.num_kv_heads)
+        * u64::from(model.head_size)
+        * element;
+    token.saturating_mul(block_size.into())
+}
+
+/// Bytes that a step may need besides weights and KV cache: an upper bound. Every buffer has a row a token of the step;
+/// logits are computed 32 rows at a time; the rotary table has a row a position.
+pub fn activation_bytes(model: &ModelFacts, config: &EngineConfig) -> u64 {
+    let wide = |n: u32| u64::from(n);
+    let queries = wide(model.num_heads) * wide(model.head_size);
+    let keys = wide(model.num_kv_heads) * wide(model.head_size);
+    let row =
+        2 * wide(model.hidden_size) + 2 * queries + 2 * keys + 3 * wide(model.intermediate_size);
+    let steps = row.saturating_mul(wide(config.max_batched_tokens));
+    let logits = 32 * (wide(model.vocab_size) + wide(model.hidden_size));
+    let rotary = 2 * wide(model.head_size) * wide(config.max_model_len);
+    4 * (steps.saturating_add(logits).saturating_add(rotary))
+}
+
+/// What a plan may take, and from where.
+pub(crate) struct Room {
+    pub available: u64,
+    pub usable: u64,
+    pub limit: String,
+}
+
+impl Room {
+    /// On the first device of the platform, or on the host.
+    pub fn of(facts: &Facts, devices: &[u32], utilization: f64) -> Self {
+        let device = devices
+            .first()
+            .and_then(|&index| facts.devices.get(index as usize));
+        let (available, limit) = match device {
+            Some(device) => (
+                device.memory_free,
+                format!("free on device {} ({})", device.index, device.name),
+            ),
+            None => (
+                facts.host.budget.memory,
+                facts.host.budget.memory_limit.clone(),
+            ),
+        };
+        Self {
+            available,
+            usable: (available as f64 * utilization) as u64,
+            limit,
+        }
+    }
+}
+
+/// What the cache is sized for.
+pub(crate) struct Wish<'a> {
+    pub model: &'a ModelFacts,
+    pub config: &'a EngineConfig,
+    /// Did the user name the longest context?
+    pub len_by_user: bool,
+    /// Bytes that the platform leaves to the cache.
+    pub granted: u64,
+}
+
+/// A model that does not fit: what is needed and what is there, and what can be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DoesNotFit {
+    /// What does not fit: `weights and activations`, `the KV cache of one full context`.
+    pub what: String,
+    /// Bytes needed.
+    pub needed: u64,
+    /// Bytes there.
+    pub available: u64,
+    /// Which limit decided `available`.
+    pub limit: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// Full contexts that the cache is made for by default, if there is memory: chats are rarely longer than a part of it.
+const FULL_CONTEXTS: u64 = 4;
+
+/// Tokens a sequence that the cache is made for by default, if there is memory and that is more.
+const TOKENS_A_SEQUENCE: u64 = 1024;
+
+/// Sizes the cache: the budget, and the longest context, which is shorter than the model's where no more fits.
+pub(crate) fn budget(wish: &Wish<'_>, room: Room) -> Result<(MemoryBudget, u32), DoesNotFit> {
+    let Wish { model, config, .. } = *wish;
+    let fixed = model
+        .weight_bytes
+        .saturating_add(activation_bytes(model, config));
+    let fits = |what: &str, needed: u64, available: u64, fix: String| match needed <= available {
+        true => Ok(()),
+        false => Err(DoesNotFit {
+            what: what.to_owned(),
+            needed,
+            available,
+            limit: room.limit.clone(),
+            fix,
+        }),
+    };
+    let smaller =
+        "take a smaller model or quantisation, lower --max-num-batched-tokens, or free memory"
+            .to_owned();
+    fits("weights and activations", fixed, room.usable, smaller)?;
+    let block = kv_block_bytes(model, config.block_size, &config.kv_dtype).max(1);
+    let block_tokens = u64::from(config.block_size.max(1));
+    let (most, by, reason) = match config.kv_bytes {
+        Some(bytes) => {
+            let left = room.available.saturating_sub(fixed);
+            fits(
+                "the KV cache as set",
+                bytes,
+                left,
+                "lower --kv-cache-memory".to_owned(),
+            )?;
+            (bytes, DecidedBy::User, "set by the user".to_owned())
+        }
+        None => default_bytes(wish, block),
+    };
+    let most_blocks = (most / block).min(u32::MAX.into());
+    let context_blocks = u64::from(config.max_model_len).div_ceil(block_tokens);
+    let max_model_len = match most_blocks >= context_blocks {
+        true => config.max_model_len,
+        false if wish.len_by_user || most_blocks == 0 => {
+            let longest = most_blocks * block_tokens;
+            let fix = match longest {
+                0 => "give the cache more memory (--kv-cache-memory, --memory-utilization), or free memory".to_owned(),
+                _ => format!("lower --max-model-len to {longest}, or give the cache more memory (--kv-cache-memory)"),
+            };
+            let needed = context_blocks * block;
+            return Err(DoesNotFit {
+                what: format!(
+                    "the KV cache of one context of {} tokens",
+                    text::count(config.max_model_len.into())
+                ),
+                needed,
+                available: most,
+                limit: room.limit,
+                fix,
+            });
+        }
+        false => (most_blocks * block_tokens) as u32,
+    };
+    let kv_tokens = most_blocks * block_tokens;
+    let budget = MemoryBudget {
+        weights: model.weight_bytes,
+        activations: fixed - model.weight_bytes,
+        kv_bytes: most_blocks * block,
+        kv_block_bytes: block,
+        num_blocks: most_blocks as u32,
+        kv_tokens,
+        full_sequences: kv_tokens / u64::from(max_model_len.max(1)),
+        available: room.available,
+        usable: room.usable,
+        limit: room.limit,
+        by,
+        reason,
+    };
+    Ok((budget, max_model_len))
+}
+
+/// Enough for a few full contexts or for many short ones, and no more than the platform grants.
+fn default_bytes(wish: &Wish<'_>, block: u64) -> (u64, DecidedBy, String) {
+    let config = wish.config;
+    let len = u64::from(config.max_model_len);
+    let sequences = u64::from(config.max_num_seqs);
+    let tokens = (FULL_CONTEXTS * len)
+        .max(sequences * TOKENS_A_SEQUENCE)
+        .min(sequences * len);
+    let wanted = tokens
+        .div_ceil(u64::from(config.block_size.max(1)))
+        .saturating_mul(block);
+    if wanted <= wish.granted {
+        let reason = format!(
+            "room for {} tokens: {FULL_CONTEXTS} full contexts, or {TOKENS_A_SEQUENCE} tokens for each sequence",
+            text::count(tokens)
+        );
+        return (wanted, DecidedBy::Floor, reason);
+    }
+    (
+        wish.granted,
+        DecidedBy::Platform,
+        "all that the platform leaves beside weights and activations".to_owned(),
+    )
+}

@@ -1,0 +1,303 @@
+//! A plan as a tree for people: every line with its reason and with who decided.
+
+use crate::plan::{DecidedBy, Finding, Plan, ProbeRecord, Selection};
+use crate::policy::{Rejected, Severity};
+use crate::resolve::{of_diagnostic, of_record};
+use crate::settings::show;
+use crate::text::{bytes, count};
+use std::fmt::Write;
+
+/// Width of a line.
+const WIDTH: usize = 110;
+
+/// Where the text of a line begins.
+const INDENT: usize = 13;
+
+/// The plan.
+pub fn plan(plan: &Plan) -> String {
+    let mut out = Page(String::new());
+    platform(plan, &mut out);
+    model(plan, &mut out);
+    selections(plan, &mut out);
+    sizes(plan, &mut out);
+    settings(plan, &mut out);
+    rules(plan, &mut out);
+    findings(plan, &mut out);
+    out.line("digest", &plan.digest);
+    out.0
+}
+
+struct Page(String);
+
+impl Page {
+    /// A line with a heading; what is too long goes on below, indented further.
+    fn line(&mut self, heading: &str, text: &str) {
+        let mut line = format!("{heading:<INDENT$}");
+        let mut used = line.chars().count();
+        let mut first = true;
+        for word in text.split(' ') {
+            let len = word.chars().count();
+            if !first && used + 1 + len > WIDTH {
+                self.push(&line);
+                line = " ".repeat(INDENT + 2);
+                used = INDENT + 2;
+                first = true;
+            }
+            if !first {
+                line.push(' ');
+                used += 1;
+            }
+            line.push_str(word);
+            used += len;
+            first = false;
+        }
+        self.push(&line);
+    }
+
+    fn push(&mut self, line: &str) {
+        self.0.push_str(line.trim_end());
+        self.0.push('\n');
+    }
+}
+
+fn who(by: DecidedBy, plan: &Plan) -> &str {
+    match by {
+        DecidedBy::User => "user",
+        DecidedBy::Platform => &plan.platform.id,
+        DecidedBy::Floor => "plinth",
+    }
+}
+
+fn platform(plan: &Plan, out: &mut Page) {
+    let chosen = &plan.platform;
+    let digest = match chosen.digest.get(..19) {
+        Some(short) => format!(", {short}…"),
+        None => String::new(),
+    };
+    let text = format!(
+        "{} {} by {} ({}{digest}) · {} ({})",
+        chosen.id,
+        chosen.version,
+        chosen.vendor,
+        chosen.origin,
+        chosen.reason,
+        who(chosen.by, plan)
+    );
+    out.line("platform", &text);
+    let others = plan
+        .probes
+        .iter()
+        .filter(|record| record.id != chosen.id || record.origin != chosen.origin);
+    others.for_each(|record: &ProbeRecord| out.line("", &of_record(record)));
+    for (name, value) in &chosen.env {
+        out.line("", &format!("sees {name}={}", crate::text::quote(value)));
+    }
+}
+
+fn model(plan: &Plan, out: &mut Page) {
+    let model = &plan.model;
+    let kind = model.quantization.as_ref().unwrap_or(&model.dtype);
+    let text = format!(
+        "{} {kind} · {} layers, {} heads of {} over {} kv heads · made for {} tokens",
+        model.arch,
+        model.layers,
+        model.num_heads,
+        model.head_size,
+        model.num_kv_heads,
+        count(model.max_len.into())
+    );
+    out.line("model", &text);
+}
+
+fn selections(plan: &Plan, out: &mut Page) {
+    let mut last = "";
+    let mut shown: Vec<&Selection> = Vec::new();
+    for selection in &plan.selections {
+        let heading = if selection.op == last {
+            ""
+        } else {
+            &selection.op
+        };
+        last = &selection.op;
+        let place = match selection.ranking.len() {
+            1 => "the only one".to_owned(),
+            n => format!("1st of {n}"),
+        };
+        let text = format!(
+            "{:<8} {} · {place}: {} ({})",
+            selection.subject,
+            selection.selected,
+            selection.reason,
+            who(selection.by, plan)
+        );
+        out.line(heading, text.trim_start());
+        // Decode is mostly decided as prefill was: the same reasons are not said twice.
+        let repeated = shown.iter().any(|earlier| {
+            earlier.op == selection.op
+                && earlier.rejected == selection.rejected
+                && earlier.ranking == selection.ranking
+        });
+        if !repeated {
+            let next: Vec<_> = selection
+                .ranking
+                .iter()
+                .skip(1)
+                .map(String::as_str)
+                .collect();
+            if !next.is_empty() {
+                out.line("", &format!("  then {}", next.join(", ")));
+            }
+            rejected(&selection.rejected, out);
+        }
+        shown.push(selection);
+    }
+}
+
+/// Kernels that were rejected for the same reasons share a line.
+fn rejected(list: &[Rejected], out: &mut Page) {
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
+    for Rejected { id, reasons } in list {
+        let reasons = reasons.join("; ");
+        match groups.iter_mut().find(|(other, _)| *other == reasons) {
+            Some((_, ids)) => ids.push(id),
+            None => groups.push((reasons, vec![id])),
+        }
+    }
+    for (reasons, ids) in groups {
+        out.line("", &format!("  not {}: {reasons}", ids.join(", ")));
+    }
+}
+
+fn sizes(plan: &Plan, out: &mut Page) {
+    let (memory, engine) = (&plan.memory, &plan.engine);
+    let block = format!(
+        "blocks of {} tokens ({}) · {} blocks, {} of {} each · {} tokens · {} ({})",
+        plan.block.block_size,
+        plan.block.reason,
+        count(memory.num_blocks.into()),
+        engine.kv_dtype,
+        bytes(memory.kv_block_bytes),
+        count(memory.kv_tokens),
+        memory.reason,
+        who(memory.by, plan)
+    );
+    out.line("kv cache", &block);
+    let whole = memory.weights + memory.activations + memory.kv_bytes;
+    let text = format!(
+        "weights {} + activations up to {} + kv cache up to {} = {} of {} that may be taken ({} there: {})",
+        bytes(memory.weights),
+        bytes(memory.activations),
+        bytes(memory.kv_bytes),
+        bytes(whole),
+        bytes(memory.usable),
+        bytes(memory.available),
+        memory.limit
+    );
+    out.line("memory", &text);
+    let full = match memory.full_sequences {
+        1 => "1 sequence fits".to_owned(),
+        n => format!("{n} sequences fit"),
+    };
+    out.line(
+        "",
+        &format!(
+            "{full} at the full context of {} tokens",
+            count(engine.max_model_len.into())
+        ),
+    );
+    let threads = &plan.thread_reason;
+    let text = format!(
+        "{} · {} ({}) · {}",
+        plan.threads.workers,
+        threads.reason,
+        who(threads.by, plan),
+        threads.pinning
+    );
+    out.line("threads", &text);
+    let graphs = plan
+        .graphs
+        .notes
+        .iter()
+        .find(|note| note.severity == Severity::Info);
+    let why = graphs.map_or("the platform gives no reason", |note| note.message.as_str());
+    let mode = show(
+        &crate::settings::get(engine, "graph-mode").unwrap_or(crate::policy::Value::Boolean(false)),
+    );
+    out.line(
+        "graphs",
+        &format!("{} · {why} ({})", mode.trim_matches('\''), plan.platform.id),
+    );
+    let devices = plan.platform.devices.len();
+    if devices > 1 || plan.parallel.collective != "none" {
+        out.line(
+            "parallel",
+            &format!(
+                "{} over {devices} devices, {}",
+                plan.parallel.collective, plan.parallel.executor
+            ),
+        );
+    }
+}
+
+/// Settings that have no line of their own yet.
+fn settings(plan: &Plan, out: &mut Page) {
+    let mut heading = "settings";
+    for setting in &plan.settings {
+        let shown_elsewhere = [
+            "block-size",
+            "threads",
+            "kv-bytes",
+            "graph-mode",
+            "capture-sizes",
+        ];
+        let untouched = setting.by == DecidedBy::Floor && setting.reason == "the default";
+        if untouched || shown_elsewhere.contains(&setting.path.as_str()) {
+            continue;
+        }
+        let value = setting.value.as_ref().map(show).unwrap_or_default();
+        let wanted = match &setting.wanted {
+            Some(wanted) => format!(" instead of {}", show(wanted)),
+            None => String::new(),
+        };
+        let value = value.trim_matches('\'');
+        let text = format!(
+            "{:<18} {value}{wanted} · {} ({})",
+            setting.path,
+            setting.reason,
+            who(setting.by, plan)
+        );
+        out.line(heading, &text);
+        heading = "";
+    }
+}
+
+fn rules(plan: &Plan, out: &mut Page) {
+    let mut heading = "requests";
+    for rule in &plan.rules {
+        out.line(
+            heading,
+            &format!(
+                "{} {} {}: {}",
+                rule.field, rule.op, rule.operand, rule.message
+            ),
+        );
+        heading = "";
+    }
+}
+
+fn findings(plan: &Plan, out: &mut Page) {
+    let mut heading = "findings";
+    for Finding { about, diagnostic } in &plan.findings {
+        let grave = match diagnostic.severity {
+            Severity::Info => "note",
+            Severity::Warn => "warning",
+            Severity::Reject => "rejected",
+        };
+        let mut text = grave.to_owned();
+        if !about.is_empty() {
+            write!(text, " ({about})").expect("a String takes all that is written to it");
+        }
+        out.line(heading, &format!("{text}: {}", of_diagnostic(diagnostic)));
+        heading = "";
+    }
+}

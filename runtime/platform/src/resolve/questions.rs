@@ -1,0 +1,582 @@
+//! The questions to the chosen platform, in their order, each answer checked before the next question.
+
+mod kernels;
+
+use super::choose::{Chosen, facts_for};
+use super::{Refusal, Wishes};
+use crate::facts::{Facts, ModelFacts};
+use crate::floor::Floor;
+use crate::memory::{Room, Wish, activation_bytes, budget};
+use crate::plan::{
+    ChosenPlatform, DecidedBy, Finding, Origin, Plan, ProbeRecord, ThreadChoice, ThreadReason,
+};
+use crate::policy::{
+    BatchDefaults, Capabilities, ConfigCheck, Descriptor, Diagnostic, EngineConfig, Fault,
+    Platform, Severity, ThreadPlan, Value,
+};
+use crate::registry::Registry;
+use crate::settings::Settings;
+use crate::{check, digest, text};
+
+pub(super) type Answer<T> = Result<T, Box<Refusal>>;
+
+/// All answers, checked: a plan but for what was decided before.
+pub(super) struct Draft {
+    plan: Plan,
+}
+
+impl Draft {
+    pub fn into_plan(self, facts: &Facts, model: &ModelFacts, probes: Vec<ProbeRecord>) -> Plan {
+        let mut plan = self.plan;
+        plan.facts_digest = digest::of_facts(facts);
+        plan.model = model.clone();
+        plan.probes = probes;
+        plan.digest = digest::of_plan(&plan);
+        plan
+    }
+}
+
+/// One platform under questioning.
+struct Questions<'a> {
+    platform: &'a mut dyn Platform,
+    /// As this platform sees them.
+    facts: Facts,
+    model: &'a ModelFacts,
+    id: String,
+    digest: String,
+    devices: Vec<u32>,
+    settings: Settings,
+    findings: Vec<Finding>,
+    allow_overrides: bool,
+}
+
+pub(super) fn ask_all(
+    registry: &mut Registry,
+    chosen: &Chosen,
+    facts: &Facts,
+    model: &ModelFacts,
+    wishes: &Wishes,
+) -> Answer<Draft> {
+    let mut floor = Floor;
+    let (platform, descriptor, origin, digest): (&mut dyn Platform, Descriptor, Origin, String) =
+        match chosen.entry {
+            None => {
+                let descriptor = floor.describe().map_err(Refusal::Fault)?;
+                (&mut floor, descriptor, Origin::Floor, String::new())
+            }
+            Some(n) => {
+                let entry = &mut registry.entries()[n];
+                let descriptor = entry
+                    .descriptor
+                    .clone()
+                    .expect("a platform that was probed has said who it is");
+                let (origin, digest) = (entry.origin.clone(), entry.digest.clone());
+                let platform = entry
+                    .platform
+                    .as_deref_mut()
+                    .expect("a refused platform is not chosen");
+                (platform, descriptor, origin, digest)
+            }
+        };
+    let facts = facts_for(facts, &descriptor.env_allowlist, &wishes.env);
+    let questions = Questions {
+        platform,
+        id: descriptor.id.clone(),
+        digest: digest.clone(),
+        model,
+        devices: chosen.availability.devices.clone(),
+        settings: Settings::new(wishes.config.clone()),
+        findings: Vec::new(),
+        allow_overrides: wishes.allow_overrides,
+        facts,
+    };
+    let identity = ChosenPlatform {
+        id: descriptor.id,
+        vendor: descriptor.vendor,
+        version: descriptor.version,
+        origin,
+        digest,
+        devices: chosen.availability.devices.clone(),
+        env: questions.facts.env.clone(),
+        by: chosen.by,
+        reason: chosen.reason.clone(),
+    };
+    questions.ask(identity, &chosen.availability.notes)
+}
+
+impl Questions<'_> {
+    fn ask(mut self, platform: ChosenPlatform, notes: &[Diagnostic]) -> Answer<Draft> {
+        self.note(notes);
+        let capabilities = self.capabilities()?;
+        self.check_wishes()?;
+        self.batch_defaults()?;
+        self.configuration()?;
+        self.dtypes(&capabilities)?;
+        self.context()?;
+        let attention = self.attention()?;
+        let block = self.block(&attention)?;
+        let mut selections = attention;
+        selections.extend(self.matmul()?);
+        selections.push(self.elementwise()?);
+        let graphs = self.graphs(&selections)?;
+        let (threads, thread_reason) = self.threads()?;
+        let memory = self.memory()?;
+        let config = self.settings.config.clone();
+        let parallel = self.said(
+            "plan-parallel",
+            |p, f| p.plan_parallel(f, &config),
+            check::parallel,
+        )?;
+        let kv_transfer = self.said(
+            "plan-kv-transfer",
+            |p, f| p.plan_kv_transfer(f),
+            check::kv_transfer,
+        )?;
+        let rules = self.said(
+            "request-rules",
+            |p, f| p.request_rules(f, &config),
+            |rules| check::rules(rules),
+        )?;
+        let plan = Plan {
+            runtime: self.facts.engine,
+            facts_digest: String::new(),
+            model: self.model.clone(),
+            platform,
+            probes: Vec::new(),
+            capabilities,
+            kernels: kernels::choices(&selections),
+            settings: self.settings.list(),
+            engine: self.settings.config,
+            selections,
+            block,
+            graphs,
+            threads,
+            thread_reason,
+            memory,
+            parallel,
+            kv_transfer,
+            rules,
+            findings: self.findings,
+            digest: String::new(),
+        };
+        Ok(Draft { plan })
+    }
+
+    /// Asks, and holds the answer against `check`.
+    fn said<T>(
+        &mut self,
+        question: &str,
+        ask: impl FnOnce(&mut dyn Platform, &Facts) -> Result<T, Fault>,
+        check: impl FnOnce(&T) -> Result<(), String>,
+    ) -> Answer<T> {
+        let answer = ask(self.platform, &self.facts).map_err(Refusal::Fault)?;
+        check(&answer).map_err(|message| self.bad(question, message))?;
+        Ok(answer)
+    }
+
+    fn bad(&self, question: &str, message: String) -> Box<Refusal> {
+        Box::new(Refusal::BadAnswer {
+            platform: self.id.clone(),
+            digest: self.digest.clone(),
+            question: question.to_owned(),
+            message,
+        })
+    }
+
+    fn rejected(&self, diagnostics: Vec<Diagnostic>) -> Box<Refusal> {
+        Box::new(Refusal::Rejected {
+            platform: self.id.clone(),
+            diagnostics,
+        })
+    }
+
+    /// A setting that cannot be.
+    fn wrong(&self, path: &str, message: String, fix: &str) -> Box<Refusal> {
+        let fix = (!fix.is_empty()).then(|| fix.to_owned());
+        let code = format!("bad-{path}");
+        self.rejected(vec![Diagnostic {
+            severity: Severity::Reject,
+            code,
+            path: Some(path.to_owned()),
+            message,
+            fix,
+        }])
+    }
+
+    fn note(&mut self, diagnostics: &[Diagnostic]) {
+        let about = &self.id;
+        self.findings
+            .extend(diagnostics.iter().map(|diagnostic| Finding {
+                about: about.clone(),
+                diagnostic: diagnostic.clone(),
+            }));
+    }
+
+    fn warn(&mut self, code: &str, path: &str, message: String, fix: Option<String>) {
+        let path = Some(path.to_owned());
+        let diagnostic = Diagnostic {
+            severity: Severity::Warn,
+            code: code.to_owned(),
+            path,
+            message,
+            fix,
+        };
+        self.findings.push(Finding {
+            about: String::new(),
+            diagnostic,
+        });
+    }
+
+    fn capabilities(&mut self) -> Answer<Capabilities> {
+        let device = self.devices.first().copied().unwrap_or(0);
+        self.said(
+            "device-capabilities",
+            |p, f| p.device_capabilities(f, device),
+            check::capabilities,
+        )
+    }
+
+    /// What the user wrote must be settings that can be, whoever the platform is.
+    fn check_wishes(&mut self) -> Answer<()> {
+        let config = self.settings.config.clone();
+        let mut scratch = EngineConfig::default();
+        for path in config.user_set.clone() {
+            let auto = matches!(
+                (
+                    path.as_str(),
+                    config.dtype.as_str(),
+                    config.kv_dtype.as_str()
+                ),
+                ("dtype", "auto", _) | ("kv-dtype", _, "auto")
+            );
+            if let (false, Some(value)) = (auto, crate::settings::get(&config, &path)) {
+                let set = crate::settings::set(&mut scratch, &path, &value);
+                set.map_err(|message| self.wrong(&path, message, ""))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn batch_defaults(&mut self) -> Answer<()> {
+        let world = self.settings.config.tensor_parallel * self.settings.config.pipeline_parallel;
+        let answer = self.said(
+            "batch-defaults",
+            |p, f| p.batch_defaults(f, "llm", world),
+            check::batch,
+        )?;
+        let BatchDefaults {
+            max_batched_tokens,
+            max_num_seqs,
+            reason,
+        } = answer;
+        for (path, value) in [
+            ("max-batched-tokens", max_batched_tokens),
+            ("max-num-seqs", max_num_seqs),
+        ] {
+            if !self.settings.is_users(path) {
+                self.settings.decide(
+                    path,
+                    &Value::Unsigned(value.into()),
+                    DecidedBy::Platform,
+                    &reason,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn configuration(&mut self) -> Answer<()> {
+        let (model, config) = (self.model, self.settings.config.clone());
+        let patches = self.said(
+            "default-config",
+            |p, f| p.default_config(f, model, &config),
+            |_| Ok(()),
+        )?;
+        let applied = self.settings.apply(&patches, false);
+        let overrides = applied.map_err(|message| self.bad("default-config", message))?;
+        if let Some((patch, _)) = overrides.first() {
+            let message = format!("a default for '{}', which the user has set", patch.path);
+            return Err(self.bad("default-config", message));
+        }
+        let config = self.settings.config.clone();
+        let ConfigCheck {
+            patches,
+            diagnostics,
+        } = self.said(
+            "check-config",
+            |p, f| p.check_config(f, model, &config),
+            |answer| check::diagnostics(&answer.diagnostics),
+        )?;
+        let reject = |d: &&Diagnostic| d.severity == Severity::Reject;
+        if diagnostics.iter().any(|d| reject(&d)) {
+            return Err(self.rejected(diagnostics.iter().filter(reject).cloned().collect()));
+        }
+        self.note(&diagnostics);
+        let allow = self.allow_overrides;
+        let applied = self.settings.apply(&patches, allow);
+        let overrides = applied.map_err(|message| self.bad("check-config", message))?;
+        if !allow && !overrides.is_empty() {
+            return Err(Box::new(Refusal::Overrides {
+                platform: self.id.clone(),
+                patches: overrides,
+            }));
+        }
+        for (patch, wanted) in overrides {
+            let (now, wanted) = (
+                crate::settings::show(&patch.value),
+                crate::settings::show(&wanted),
+            );
+            let message = format!("{now} instead of {wanted}, which you set: {}", patch.reason);
+            self.warn(
+                "overridden",
+                &patch.path,
+                message,
+                Some("leave out --allow-overrides to refuse this".to_owned()),
+            );
+        }
+        Ok(())
+    }
+
+    fn dtypes(&mut self, capabilities: &Capabilities) -> Answer<()> {
+        let Capabilities {
+            dtypes, kv_dtypes, ..
+        } = capabilities;
+        let listed = |list: &[String]| text::list(list);
+        let model_dtype = &self.model.dtype;
+        let dtype = match self.settings.config.dtype.as_str() {
+            "auto" => {
+                let (dtype, reason) = match dtypes.contains(model_dtype) {
+                    true => (model_dtype.clone(), "the model's own".to_owned()),
+                    false => (
+                        dtypes[0].clone(),
+                        format!(
+                            "the first of {}, which the platform computes in",
+                            listed(dtypes)
+                        ),
+                    ),
+                };
+                self.settings.decide(
+                    "dtype",
+                    &Value::Text(dtype.clone()),
+                    DecidedBy::Platform,
+                    &reason,
+                );
+                dtype
+            }
+            set => set.to_owned(),
+        };
+        if !dtypes.contains(&dtype) {
+            let message = format!(
+                "found {dtype}, expected one of {}, which the platform computes in",
+                listed(dtypes)
+            );
+            return Err(self.wrong("dtype", message, "leave --dtype out"));
+        }
+        if self.settings.config.kv_dtype == "auto" {
+            let exact = self.model.quantization.is_none()
+                && model_dtype == "f32"
+                && kv_dtypes.contains(model_dtype);
+            let (kv_dtype, reason) = match exact {
+                true => (
+                    "f32".to_owned(),
+                    "an f32 model keeps its precision".to_owned(),
+                ),
+                false => (
+                    kv_dtypes[0].clone(),
+                    format!("the platform's first of {}", listed(kv_dtypes)),
+                ),
+            };
+            self.settings.decide(
+                "kv-dtype",
+                &Value::Text(kv_dtype),
+                DecidedBy::Platform,
+                &reason,
+            );
+        }
+        let kv_dtype = &self.settings.config.kv_dtype;
+        if !kv_dtypes.contains(kv_dtype) {
+            let message = format!(
+                "found {kv_dtype}, expected one of {}, which the platform keeps",
+                listed(kv_dtypes)
+            );
+            return Err(self.wrong("kv-dtype", message, "leave --kv-dtype out"));
+        }
+        if let Some(allowed) = &capabilities.quantization {
+            let refused = self
+                .model
+                .quantization
+                .as_ref()
+                .filter(|q| !allowed.contains(q));
+            if let Some(quantization) = refused {
+                let message = format!(
+                    "the model is {quantization}, expected one of {}",
+                    listed(allowed)
+                );
+                return Err(self.wrong(
+                    "quantization",
+                    message,
+                    "take the model in another quantisation",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn context(&mut self) -> Answer<()> {
+        let most = self.model.max_len;
+        let wanted = self.settings.config.max_model_len;
+        if wanted == 0 {
+            let reason = "what the model was made for";
+            self.settings.decide(
+                "max-model-len",
+                &Value::Unsigned(most.into()),
+                DecidedBy::Floor,
+                reason,
+            );
+        } else if wanted > most {
+            let message =
+                format!("found {wanted}, expected at most {most}, which the model was made for");
+            return Err(self.wrong("max-model-len", message, "lower --max-model-len"));
+        }
+        let config = &self.settings.config;
+        if !config.chunked_prefill && config.max_batched_tokens < config.max_model_len {
+            let (step, len) = (config.max_batched_tokens, config.max_model_len);
+            let message = format!(
+                "a step carries {step} tokens and a prompt may have {len}: without chunked prefill longer ones are refused"
+            );
+            let fix = format!("allow chunked prefill, or set --max-num-batched-tokens {len}");
+            self.warn("long-prompts", "chunked-prefill", message, Some(fix));
+        }
+        Ok(())
+    }
+
+    fn threads(&mut self) -> Answer<(ThreadChoice, ThreadReason)> {
+        let answer = self.said("plan-threads", |p, f| p.plan_threads(f, 1), |_| Ok(()))?;
+        let ThreadPlan {
+            ranks,
+            reserved,
+            notes,
+        } = match answer {
+            Ok(plan) => {
+                check::threads(&plan, &self.facts)
+                    .map_err(|message| self.bad("plan-threads", message))?;
+                plan
+            }
+            Err(diagnostic) => return Err(self.rejected(vec![diagnostic])),
+        };
+        let (cpus, numa) = ranks
+            .into_iter()
+            .next()
+            .map(|rank| (rank.cpus, rank.numa))
+            .unwrap_or_default();
+        let info = notes
+            .iter()
+            .find(|note| note.severity == Severity::Info)
+            .map(|note| note.message.clone());
+        let budget = self.facts.host.budget.clone();
+        let wanted = self.settings.config.threads;
+        let (by, workers, reason) = match wanted {
+            0 => (
+                DecidedBy::Platform,
+                cpus.len() as u32,
+                info.unwrap_or(budget.threads_limit.clone()),
+            ),
+            set => (DecidedBy::User, set, "set by the user".to_owned()),
+        };
+        if wanted > budget.threads {
+            let message = format!(
+                "{wanted} where this machine is good for {} ({})",
+                budget.threads, budget.threads_limit
+            );
+            self.warn(
+                "many-threads",
+                "threads",
+                message,
+                Some(format!("--threads {}", budget.threads)),
+            );
+        }
+        if wanted == 0 {
+            self.settings
+                .decide("threads", &Value::Unsigned(workers.into()), by, &reason);
+        }
+        let (cpus, pinning) = match workers as usize <= cpus.len() {
+            true => (
+                cpus[..workers as usize].to_vec(),
+                "a worker stays on its core".to_owned(),
+            ),
+            false => (
+                Vec::new(),
+                "not pinned: there are more workers than cores".to_owned(),
+            ),
+        };
+        Ok((
+            ThreadChoice { workers, cpus },
+            ThreadReason {
+                by,
+                reason,
+                pinning,
+                numa,
+                reserved,
+            },
+        ))
+    }
+
+    fn memory(&mut self) -> Answer<crate::plan::MemoryBudget> {
+        let config = self.settings.config.clone();
+        let device = self.devices.first().copied().unwrap_or(0);
+        let used = self
+            .model
+            .weight_bytes
+            .saturating_add(activation_bytes(self.model, &config));
+        let answer = self.said(
+            "plan-memory",
+            |p, f| p.plan_memory(f, &config, device, used),
+            |_| Ok(()),
+        )?;
+        let room = Room::of(&self.facts, &self.devices, config.memory_utilization);
+        let granted = match answer {
+            Ok(bytes) => bytes,
+            Err(diagnostic) => return Err(self.rejected(vec![diagnostic])),
+        };
+        let most = room.usable.saturating_sub(used);
+        if granted > most {
+            let message = format!(
+                "{granted} bytes for the KV cache, expected at most {most} ({})",
+                room.limit
+            );
+            return Err(self.bad("plan-memory", message));
+        }
+        let len_by_user = self.settings.is_users("max-model-len");
+        let wish = Wish {
+            model: self.model,
+            config: &config,
+            len_by_user,
+            granted,
+        };
+        let (budget, max_model_len) =
+            budget(&wish, room).map_err(|does_not| Box::new(Refusal::DoesNotFit(does_not)))?;
+        if max_model_len != config.max_model_len {
+            let reason = format!(
+                "what fits: the model was made for {}",
+                text::count(config.max_model_len.into())
+            );
+            let value = Value::Unsigned(max_model_len.into());
+            self.settings
+                .decide("max-model-len", &value, DecidedBy::Floor, &reason);
+            let message = format!(
+                "{} tokens instead of the model's {}: the KV cache has {}",
+                text::count(max_model_len.into()),
+                text::count(config.max_model_len.into()),
+                text::bytes(budget.kv_bytes)
+            );
+            let fix = "give it more memory (--kv-cache-memory, --memory-utilization), or a smaller --kv-dtype";
+            self.warn(
+                "short-context",
+                "max-model-len",
+                message,
+                Some(fix.to_owned()),
+            );
+        }
+        Ok(budget)
+    }
+}

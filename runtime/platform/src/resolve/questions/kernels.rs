@@ -1,0 +1,334 @@
+//! The questions about kernels, blocks and graphs.
+
+use super::{Answer, Questions, Refusal};
+use crate::check;
+use crate::facts::{GraphSupport, Kernel};
+use crate::needs::{Need, takes_block};
+use crate::plan::{DecidedBy, KernelChoices, Selection};
+use crate::policy::{
+    AttentionQuery, BlockPlan, BlockQuery, Choice, Decision, GraphPlan, OpShape, Severity, Value,
+};
+use crate::text;
+
+impl Questions<'_> {
+    /// Attention for prefill and for decode.
+    pub(super) fn attention(&mut self) -> Answer<Vec<Selection>> {
+        ["prefill", "decode"]
+            .into_iter()
+            .map(|phase| self.attention_of(phase))
+            .collect()
+    }
+
+    fn attention_of(&mut self, phase: &str) -> Answer<Selection> {
+        let config = self.settings.config.clone();
+        let window = self.model.traits.iter().any(|t| t == "sliding-window");
+        let query = AttentionQuery {
+            device: self.devices.first().copied().unwrap_or(0),
+            phase: phase.to_owned(),
+            layer_kind: if window { "sliding-window" } else { "full" }.to_owned(),
+            head_size: self.model.head_size,
+            num_heads: self.model.num_heads,
+            num_kv_heads: self.model.num_kv_heads,
+            dtype: config.dtype.clone(),
+            kv_dtype: config.kv_dtype.clone(),
+            block_size: self
+                .settings
+                .is_users("block-size")
+                .then_some(config.block_size),
+            requested: config.attention_backend.clone(),
+            traits: self.model.traits.clone(),
+            config: config.clone(),
+        };
+        let need = Need {
+            op: "attention",
+            phase: Some(phase),
+            dtype: Some(&query.dtype),
+            kv_dtype: Some(&query.kv_dtype),
+            head_size: Some(query.head_size),
+            block_size: query.block_size,
+            format: None,
+            traits: &query.traits,
+        };
+        let devices = self.devices.clone();
+        let facts = self.facts.clone();
+        let answer = self.said(
+            "select-attention",
+            |p, f| p.select_attention(f, &query),
+            |answer| check::decision(answer, &need, &facts, &devices),
+        )?;
+        let selection = self.selection("attention", phase, answer)?;
+        match &query.requested {
+            Some(wanted) if *wanted != selection.selected => {
+                let known = selection
+                    .rejected
+                    .iter()
+                    .find(|rejected| rejected.id == *wanted);
+                let why = match known {
+                    Some(rejected) => rejected.reasons.join("; "),
+                    None if self.facts.kernels.iter().any(|kernel| kernel.id == *wanted) => {
+                        format!(
+                            "the platform prefers '{}' and does not say why",
+                            selection.selected
+                        )
+                    }
+                    None => {
+                        let of_op = self
+                            .facts
+                            .kernels
+                            .iter()
+                            .filter(|kernel| kernel.op == "attention");
+                        let known: Vec<_> = of_op.map(|kernel| kernel.id.as_str()).collect();
+                        format!("there is no such kernel, only {}", text::list(&known))
+                    }
+                };
+                let message = format!("'{wanted}' cannot serve {phase}: {why}");
+                Err(self.wrong("attention-backend", message, "leave --attention-kernel out"))
+            }
+            Some(_) => Ok(Selection {
+                by: DecidedBy::User,
+                ..selection
+            }),
+            None => Ok(selection),
+        }
+    }
+
+    /// A matrix multiplication for each weight format of the model.
+    pub(super) fn matmul(&mut self) -> Answer<Vec<Selection>> {
+        let mut formats: Vec<_> = self.model.formats.clone();
+        // The one with the most bytes first: it is the one that people want to know of.
+        formats.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+        let shape = |format: &str, dtype: &str, n: u32, k: u32| OpShape {
+            m: None,
+            n,
+            k,
+            dtype: dtype.to_owned(),
+            format: Some(format.to_owned()),
+            traits: Vec::new(),
+        };
+        let (n, k) = (self.model.intermediate_size, self.model.hidden_size);
+        let dtype = self.settings.config.dtype.clone();
+        formats
+            .into_iter()
+            .map(|(format, _)| self.operation("matmul", &format, &shape(&format, &dtype, n, k)))
+            .collect()
+    }
+
+    /// Norms, rotation, activation functions.
+    pub(super) fn elementwise(&mut self) -> Answer<Selection> {
+        let width = self.model.hidden_size;
+        let dtype = self.settings.config.dtype.clone();
+        let shape = OpShape {
+            m: None,
+            n: width,
+            k: width,
+            dtype,
+            format: None,
+            traits: Vec::new(),
+        };
+        self.operation("elementwise", "", &shape)
+    }
+
+    fn operation(&mut self, op: &str, subject: &str, shape: &OpShape) -> Answer<Selection> {
+        let need = Need {
+            op,
+            dtype: Some(&shape.dtype),
+            format: shape.format.as_deref(),
+            traits: &shape.traits,
+            ..Need::default()
+        };
+        let devices = self.devices.clone();
+        let facts = self.facts.clone();
+        let answer = self.said(
+            "kernel-priority",
+            |p, f| p.kernel_priority(f, op, shape),
+            |answer| check::decision(answer, &need, &facts, &devices),
+        )?;
+        self.selection(op, subject, answer)
+    }
+
+    fn selection(&mut self, op: &str, subject: &str, answer: Decision) -> Answer<Selection> {
+        let purpose = if subject.is_empty() {
+            op.to_owned()
+        } else {
+            format!("{op} of {subject}")
+        };
+        let Choice {
+            selected,
+            ranking,
+            rejected,
+            notes,
+        } = match answer {
+            Decision::Chosen(choice) => choice,
+            Decision::NothingValid(rejected) => {
+                return Err(Box::new(Refusal::NoKernel {
+                    platform: self.id.clone(),
+                    purpose,
+                    rejected,
+                }));
+            }
+        };
+        let why = notes
+            .iter()
+            .position(|note| note.severity == Severity::Info);
+        let reason = match why {
+            Some(n) => notes[n].message.clone(),
+            None => "the platform gives no reason".to_owned(),
+        };
+        let others: Vec<_> = notes
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| Some(*n) != why)
+            .map(|(_, note)| note.clone())
+            .collect();
+        self.note(&others);
+        Ok(Selection {
+            op: op.to_owned(),
+            subject: subject.to_owned(),
+            selected,
+            ranking,
+            rejected,
+            by: DecidedBy::Platform,
+            reason,
+        })
+    }
+
+    pub(super) fn block(&mut self, attention: &[Selection]) -> Answer<BlockPlan> {
+        let mut backends: Vec<_> = attention
+            .iter()
+            .map(|selection| selection.selected.clone())
+            .collect();
+        backends.dedup();
+        let config = self.settings.config.clone();
+        let query = BlockQuery {
+            device: self.devices.first().copied().unwrap_or(0),
+            backends: backends.clone(),
+            model: self.model.clone(),
+            config: config.clone(),
+            state_page_bytes: None,
+        };
+        let answer = self.said(
+            "choose-block-size",
+            |p, f| p.choose_block_size(f, &query),
+            |_| Ok(()),
+        )?;
+        let block = match answer {
+            Ok(block) => block,
+            Err(diagnostic) => return Err(self.rejected(vec![diagnostic])),
+        };
+        self.check_block(&block, &backends)
+            .map_err(|message| self.bad("choose-block-size", message))?;
+        if !self.settings.is_users("block-size") {
+            let value = Value::Unsigned(block.block_size.into());
+            self.settings
+                .decide("block-size", &value, DecidedBy::Platform, &block.reason);
+        } else if block.block_size != config.block_size {
+            let message = format!(
+                "{} instead of {}: {}",
+                block.block_size, config.block_size, block.reason
+            );
+            return Err(self.wrong("block-size", message, "leave --block-size out"));
+        }
+        Ok(block)
+    }
+
+    fn check_block(&self, block: &BlockPlan, backends: &[String]) -> Result<(), String> {
+        let BlockPlan {
+            block_size,
+            kv_layout,
+            reason,
+            ..
+        } = block;
+        if let Some(fault) = [Some(reason), kv_layout.as_ref()]
+            .into_iter()
+            .flatten()
+            .find_map(|t| text::fault(t))
+        {
+            return Err(fault);
+        }
+        if !(1..=1 << 16).contains(block_size) {
+            return Err(format!(
+                "a block of {block_size} tokens, expected 1 to 65536"
+            ));
+        }
+        let chosen = self
+            .facts
+            .kernels
+            .iter()
+            .filter(|kernel| backends.contains(&kernel.id));
+        for kernel in chosen {
+            if !takes_block(kernel, *block_size) {
+                return Err(format!(
+                    "a block of {block_size} tokens, which kernel '{}' does not take",
+                    kernel.id
+                ));
+            }
+            if kv_layout.is_some() && kv_layout != &kernel.kv_layout {
+                let reads = kernel.kv_layout.as_deref().unwrap_or("none");
+                return Err(format!(
+                    "another KV layout than {reads}, which kernel '{}' reads",
+                    kernel.id
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn graphs(&mut self, selections: &[Selection]) -> Answer<GraphPlan> {
+        let support = |id: &String| {
+            let kernel: Option<&Kernel> = self.facts.kernels.iter().find(|kernel| kernel.id == *id);
+            kernel.map(|kernel| kernel.graph)
+        };
+        let attention = selections
+            .iter()
+            .filter(|selection| selection.op == "attention");
+        let weakest = attention
+            .filter_map(|selection| support(&selection.selected))
+            .min();
+        let weakest = weakest.unwrap_or(GraphSupport::Never);
+        let config = self.settings.config.clone();
+        let answer = self.said(
+            "plan-graphs",
+            |p, f| p.plan_graphs(f, &config, weakest),
+            |_| Ok(()),
+        )?;
+        let graphs = match answer {
+            Ok(graphs) => graphs,
+            Err(diagnostic) => return Err(self.rejected(vec![diagnostic])),
+        };
+        check::graphs(&graphs).map_err(|message| self.bad("plan-graphs", message))?;
+        if graphs.mode != crate::policy::GraphMode::None && weakest == GraphSupport::Never {
+            let message =
+                "graphs, though the chosen attention kernel cannot be captured".to_owned();
+            return Err(self.bad("plan-graphs", message));
+        }
+        self.settings.config.graph_mode = graphs.mode;
+        self.settings
+            .config
+            .capture_sizes
+            .clone_from(&graphs.capture_sizes);
+        Ok(graphs)
+    }
+}
+
+/// What the kernel set is bound from.
+pub(super) fn choices(selections: &[Selection]) -> KernelChoices {
+    let of = |op: &str, subject: &str| {
+        let found = selections
+            .iter()
+            .find(|selection| selection.op == op && selection.subject == subject);
+        found
+            .map(|selection| selection.selected.clone())
+            .unwrap_or_default()
+    };
+    let matmul = selections
+        .iter()
+        .filter(|selection| selection.op == "matmul");
+    KernelChoices {
+        attention_prefill: of("attention", "prefill"),
+        attention_decode: of("attention", "decode"),
+        matmul: matmul
+            .map(|selection| (selection.subject.clone(), selection.selected.clone()))
+            .collect(),
+        elementwise: of("elementwise", ""),
+    }
+}
