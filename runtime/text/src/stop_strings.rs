@@ -1,6 +1,7 @@
 //! Strings that end an answer, found in a stream.
 
-/// Finds the first stop string in a stream of text, and holds back what may be the beginning of one.
+/// Finds the stop string that is complete first in a stream of text (of several, the longest), and holds back what may be
+/// the beginning of one. How the text is cut into pieces makes no difference.
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
@@ -32,13 +33,13 @@ impl StopStrings {
     pub fn push(&mut self, text: &str) -> Stopped {
         if !self.stopped {
             self.held.push_str(text);
-            let found = self
-                .stops
-                .iter()
-                .filter_map(|stop| self.held.find(stop))
-                .min();
+            let found = self.stops.iter().filter_map(|stop| {
+                let start = self.held.find(stop)?;
+                Some((start + stop.len(), start))
+            });
+            let found = found.min();
             self.stopped = found.is_some();
-            let end = found.unwrap_or_else(|| self.held.len() - self.begun());
+            let end = found.map_or_else(|| self.held.len() - self.begun(), |(_, start)| start);
             let rest = self.held.split_off(end);
             let emit = std::mem::replace(&mut self.held, rest);
             return Stopped {
@@ -101,7 +102,10 @@ mod tests {
     }
 
     #[test]
-    fn the_earliest_stop_string_wins() {
+    fn the_stop_string_that_is_complete_first_wins() {
+        check(&["abb", "b"], &["ab", "b"], &["a", ""], "");
+        check(&["abb", "b"], &["abb"], &["a"], "");
+        check(&["ab", "b"], &["xa", "b"], &["x", ""], "");
         check(&["world", "o w"], &["hello world"], &["hell"], "");
     }
 

@@ -3,7 +3,8 @@
 use super::json;
 use super::time::strftime;
 use crate::error::TemplateError;
-use minijinja::value::{Kwargs, Value};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind, context};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,8 +28,7 @@ pub(super) struct Inputs<'a> {
 /// An environment that holds one template.
 pub(super) fn new(source: &str) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    environment.set_syntax(syntax()?);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_fuel(Some(FUEL));
@@ -40,6 +40,15 @@ pub(super) fn new(source: &str) -> Result<Environment<'static>, TemplateError> {
     Ok(environment)
 }
 
+/// A line that holds a block alone leaves nothing behind.
+fn syntax() -> Result<SyntaxConfig, TemplateError> {
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build();
+    syntax.map_err(|error| TemplateError::Syntax(error.to_string()))
+}
+
 pub(super) fn render(
     environment: &Environment<'_>,
     inputs: &Inputs<'_>,
@@ -48,11 +57,11 @@ pub(super) fn render(
         .roles
         .iter()
         .zip(&inputs.contents)
-        .map(|(role, content)| context! { role, content })
+        .map(|(role, content)| context! { role => *role, content => content.as_str() })
         .collect();
     let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
     for (name, value) in &inputs.variables {
-        variables.insert(name, Value::from_serialize(value));
+        variables.insert(name, Value::from(Serde(value)));
     }
     variables.insert("messages", Value::from(messages));
     variables.insert(
@@ -73,7 +82,9 @@ pub(super) fn render(
         variables.insert("strftime_now", Value::from_function(strftime_now));
     }
     let template = environment.get_template(NAME).map_err(failed)?;
-    template.render(variables).map_err(failed)
+    template
+        .render(Value::from_pairs(variables))
+        .map_err(failed)
 }
 
 /// Is `token` written by this template, rather than only looked for in messages?

@@ -90,9 +90,9 @@ impl Tokenizer {
     ) -> Result<Self, TokenizerError> {
         let invalid =
             |error: &dyn std::fmt::Display| TokenizerError::HuggingFace(error.to_string());
-        let json: Value =
+        let parts: Parts =
             serde_json::from_slice(tokenizer_json).map_err(|error| invalid(&error))?;
-        let decoding = Decoding::of(&json["decoder"])?;
+        let decoding = Decoding::of(&parts.decoder)?;
         let pipeline =
             tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|error| invalid(&error))?;
         let named = |name: &str| config.and_then(|config| named_token(&config[name]));
@@ -111,7 +111,7 @@ impl Tokenizer {
         }
         let asks = |name: &str| config.and_then(|config| config[name].as_bool());
         let templated =
-            first_of_template(&json["post_processor"]).and_then(|text| pipeline.token_to_id(text));
+            first_of_template(&parts.post_processor).and_then(|text| pipeline.token_to_id(text));
         let mut eog = named_ends(
             added
                 .iter()
@@ -136,6 +136,15 @@ impl Tokenizer {
             strip_space: decoding.strip_space,
         })
     }
+}
+
+/// What of a `tokenizer.json` is read here, beside the library.
+#[derive(serde::Deserialize)]
+struct Parts {
+    #[serde(default)]
+    decoder: Value,
+    #[serde(default)]
+    post_processor: Value,
 }
 
 /// A token in `tokenizer_config.json`: its text, or an object that holds it.

@@ -37,7 +37,8 @@ proptest! {
         stops in prop::collection::vec("[abc]{1,4}", 0..3),
         cuts in prop::collection::vec(0usize..41, 0..8),
     ) {
-        let end = stops.iter().filter_map(|stop| text.find(stop)).min();
+        let found = stops.iter().filter_map(|stop| text.find(stop).map(|start| (start + stop.len(), start)));
+        let end = found.min().map(|(_, start)| start);
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).chain([0, text.len()]).collect();
         cuts.sort_unstable();
         let mut stop_strings = StopStrings::new(stops);
