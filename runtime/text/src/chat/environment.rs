@@ -35,7 +35,7 @@ pub(super) fn new(source: &str) -> Result<Environment<'static>, TemplateError> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson);
     environment
-        .add_template_owned(NAME, without_generation_blocks(source))
+        .add_template_owned(NAME, prepared(source))
         .map_err(|error| TemplateError::Syntax(error.to_string()))?;
     Ok(environment)
 }
@@ -143,25 +143,49 @@ fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
     Ok(Value::from(text))
 }
 
-/// `{% generation %}` tells a trainer which text is an answer. To a renderer it is a block that is always taken.
-fn without_generation_blocks(source: &str) -> String {
+/// The template without what this Jinja does not know: blocks `{% generation %}`, which tell a trainer which text is an
+/// answer and are always taken, and line ends that a backslash takes out of a string.
+fn prepared(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(open) = rest.find("{%") {
+    while let Some(open) = rest.find("{%").into_iter().chain(rest.find("{{")).min() {
         let (before, tag) = rest.split_at(open + 2);
         out.push_str(before);
-        let Some(close) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let (inner, after) = tag.split_at(close);
+        let close = if before.ends_with("{%") { "%}" } else { "}}" };
+        let (inner, after) = split_tag(tag, close);
         match inner.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
             "generation" => out.push_str(&inner.replace("generation", "if true")),
             "endgeneration" => out.push_str(&inner.replace("endgeneration", "endif")),
-            _ => out.push_str(inner),
+            _ => out.push_str(&inner),
         }
         rest = after;
     }
     out.push_str(rest);
     out
+}
+
+/// What is before `close`, with strings put on one line, and what follows from there.
+fn split_tag<'s>(tag: &'s str, close: &str) -> (String, &'s str) {
+    let mut inner = String::new();
+    let mut quote = None;
+    let mut chars = tag.char_indices();
+    while let Some((at, c)) = chars.next() {
+        if quote.is_none() && tag[at..].starts_with(close) {
+            return (inner, &tag[at..]);
+        }
+        if quote.is_some() && c == '\\' {
+            match chars.next() {
+                Some((_, '\n')) | None => {}
+                Some((_, escaped)) => inner.extend([c, escaped]),
+            }
+            continue;
+        }
+        match (quote, c) {
+            (None, '\'' | '"') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            _ => {}
+        }
+        inner.push(c);
+    }
+    (inner, "")
 }

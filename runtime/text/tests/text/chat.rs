@@ -190,6 +190,20 @@ fn templates_have_the_functions_that_they_use() {
 }
 
 #[test]
+fn a_backslash_takes_a_line_end_out_of_a_string() {
+    check(
+        "{{ \"a\\\nb\" }}\\\n{{ 'c\\\\\n' ~ \"'\\\n\" }}",
+        "",
+        "ab\\\nc\\\n'",
+    );
+    check(
+        "{# it's #}{{ 'x' }}{% generation %}y{% endgeneration %}",
+        "",
+        "xy",
+    );
+}
+
+#[test]
 fn what_the_template_does_not_want_is_told_in_its_words() {
     let refuse = "{% if messages[0].role != 'system' %}{{ raise_exception('start with ' ~ 'system') }}{% endif %}";
     let error = template(refuse)
