@@ -111,7 +111,7 @@ pub(crate) struct Bound {
     /// By position in `Format::ALL`.
     pub matmul: [Option<MatmulKernel>; Format::ALL.len()],
     pub elementwise: LaneIsa,
-    /// Bytes ahead of their use at which matrix products ask for weights; zero for not at all.
+    /// Bytes ahead of their use at which matrix products ask for weights.
     pub prefetch: usize,
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Matmul<'a> {
     pub x: Rows<'a>,
     pub w: &'a Matrix,
     pub finish: Finish<'a>,
-    /// Bytes ahead of their use at which weights are asked for; zero for not at all.
+    /// Bytes ahead of their use at which weights are asked for.
     pub prefetch: usize,
 }
 

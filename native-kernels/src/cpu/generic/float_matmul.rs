@@ -134,7 +134,7 @@ pub(crate) struct FloatMatmul<'a, P> {
     /// Rows in groups of at most `L::ROWS`, `[groups][k][R]`.
     pub x: &'a [f32],
     pub finish: Finish<'a>,
-    /// Bytes ahead of their use at which weights are asked for; zero for not at all.
+    /// Bytes ahead of their use at which weights are asked for.
     pub prefetch: usize,
     /// `[rows][16 * panels.len()]`, or less for the last panel.
     pub out: RowsMut<'a>,
@@ -216,9 +216,7 @@ fn multiply<L: Lanes, E: FloatElement, const R: usize, const N: usize>(
     let panels = panels.map(|panel| &panel[..x.len()]);
     for (k, x) in x.iter().enumerate() {
         for n in 0..N {
-            if prefetch > 0 {
-                lanes.prefetch(&panels[n][k], prefetch);
-            }
+            lanes.prefetch(&panels[n][k], prefetch);
             let w = E::load(lanes, &panels[n][k]);
             for r in 0..R {
                 sums[r][n] = lanes.fma(lanes.splat(x[r]), w, sums[r][n]);

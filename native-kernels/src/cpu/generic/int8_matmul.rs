@@ -11,7 +11,7 @@
 //! integers are exact, on every instance. So these kernels, too, give a row the same bits in any batch.
 //!
 //! Panels are taken one after the other, so that weights are one stream. Several panels side by side were slower (Zen 4,
-//! all products of a 135M step, one row, two threads: one panel 3.2 ms, two 5.2 ms, four 3.5 to 5.0 ms): blocks are
+//! all products of a 135M step, one row, two threads: one panel 2.9 to 3.3 ms, two 5.2 ms, four 3.5 to 5.3 ms): blocks are
 //! independent up to the float sum, so one panel has parallelism enough.
 
 use super::float_matmul::Finish;
@@ -35,7 +35,7 @@ pub(crate) struct Int8Matmul<'a, B> {
     /// Rows in groups of at most `I::ROWS`, `[groups][k / 32][R]`.
     pub x: &'a [QuantBlock],
     pub finish: Finish<'a>,
-    /// Bytes ahead of their use at which weights are asked for; zero for not at all.
+    /// Bytes ahead of their use at which weights are asked for.
     pub prefetch: usize,
     /// `[rows][16 * panels.len()]`, or less for the last panel.
     pub out: RowsMut<'a>,
@@ -99,10 +99,8 @@ fn multiply<I: Int8, B: PanelBlock, const R: usize>(
     let lanes = int8.lanes();
     let mut sums = [lanes.splat(0.0); R];
     for (block, x) in weights.iter().zip(x.chunks_exact(B::GROUPS)) {
-        if prefetch > 0 {
-            for line in (0..size_of::<B>()).step_by(64) {
-                lanes.prefetch(block, prefetch + line);
-            }
+        for line in (0..size_of::<B>()).step_by(64) {
+            lanes.prefetch(block, prefetch + line);
         }
         block.accumulate(int8, x, &mut sums);
     }
