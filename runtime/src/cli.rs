@@ -1,5 +1,10 @@
 //! What the user wrote: the command line as data, with the help that teaches it. Nothing here acts.
 
+#![allow(
+    missing_docs,
+    reason = "a field's documentation is its help, and some fields take theirs from elsewhere"
+)]
+
 mod engine_args;
 mod sampling_args;
 
@@ -73,7 +78,8 @@ pub enum Command {
     },
 }
 
-const MODEL_HELP: &str = "A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors";
+const MODEL_HELP: &str =
+    "A .gguf file, or a folder with config.json, tokenizer.json and *.safetensors";
 
 /// `plinth run`.
 #[derive(Debug, Args)]
@@ -215,9 +221,11 @@ pub struct DetokenizeArgs {
 
 /// `plinth perplexity`.
 #[derive(Debug, Args)]
-#[command(long_about = "Measure the perplexity of a model on a text, by llama.cpp's method: the text in windows of \
+#[command(
+    long_about = "Measure the perplexity of a model on a text, by llama.cpp's method: the text in windows of \
                         --context tokens that do not overlap, a short last one dropped; of each window the tokens of \
-                        the second half are scored, given all before them.")]
+                        the second half are scored, given all before them."
+)]
 pub struct PerplexityArgs {
     #[arg(help = MODEL_HELP)]
     pub model: PathBuf,

@@ -49,7 +49,9 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Input(error) | Self::Refused(error) | Self::Failed(error) => write!(f, "{error:#}"),
+            Self::Input(error) | Self::Refused(error) | Self::Failed(error) => {
+                write!(f, "{error:#}")
+            }
             Self::OutputClosed => Ok(()),
         }
     }

@@ -10,7 +10,11 @@ pub struct Progress(ProgressBar);
 impl Progress {
     /// A bar that counts bytes, with what they are for ("packing weights").
     pub fn bytes(what: &'static str, quiet: bool) -> Self {
-        Self::new(what, quiet, "{msg} {bar:30} {bytes} of {total_bytes} ({eta})")
+        Self::new(
+            what,
+            quiet,
+            "{msg} {bar:30} {bytes} of {total_bytes} ({eta})",
+        )
     }
 
     /// A bar that counts things, such as requests.
@@ -20,10 +24,16 @@ impl Progress {
 
     fn new(what: &'static str, quiet: bool, template: &str) -> Self {
         let shown = !quiet && std::io::stderr().is_terminal();
-        let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(Some(0), target).with_message(what);
         // A template that does not parse costs the look of the bar, not the work behind it.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         bar.enable_steady_tick(Duration::from_millis(200));
         Self(bar)
     }

@@ -132,7 +132,7 @@ impl Settings {
         FIELDS
             .iter()
             .filter(|&&path| path != "extra")
-            .map(|path| setting(path))
+            .map(setting)
             .collect()
     }
 }

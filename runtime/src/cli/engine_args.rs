@@ -74,7 +74,9 @@ pub struct EngineArgs {
 /// Reads `1048576`, `512M`, `2G`, `1.5GiB` as bytes (units of 1,024).
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let unit = unit.trim().to_ascii_lowercase();
     let shift = match unit.trim_end_matches('b').trim_end_matches('i') {
@@ -83,9 +85,15 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
         "m" => 20,
         "g" => 30,
         "t" => 40,
-        _ => return Err(format!("unknown unit '{unit}': write bytes, or a number with K, M, G or T")),
+        _ => {
+            return Err(format!(
+                "unknown unit '{unit}': write bytes, or a number with K, M, G or T"
+            ));
+        }
     };
-    let number: f64 = number.parse().map_err(|_| format!("'{text}' is not a number of bytes, such as 512M"))?;
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' is not a number of bytes, such as 512M"))?;
     let bytes = number * f64::from(1u32 << 20) * f64::exp2(f64::from(shift) - 20.0);
     if !(1.0..=1e18).contains(&bytes) {
         return Err(format!("'{text}' is out of range: at least 1 byte"));
@@ -99,7 +107,8 @@ mod tests {
 
     #[test]
     fn bytes_have_units_of_1024() {
-        let check = |text: &str, want: Option<u64>| assert_eq!(parse_bytes(text).ok(), want, "{text}");
+        let check =
+            |text: &str, want: Option<u64>| assert_eq!(parse_bytes(text).ok(), want, "{text}");
         check("4096", Some(4096));
         check("512M", Some(512 << 20));
         check("1.5GiB", Some(3 << 29));

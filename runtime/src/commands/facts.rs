@@ -21,20 +21,54 @@ pub fn run(args: &FactsArgs, out: &mut dyn Write) -> Result<()> {
 }
 
 fn host(host: &HostFacts, out: &mut dyn Write) -> Result<()> {
-    let name = if host.model.is_empty() { "unnamed processor" } else { &host.model };
+    let name = if host.model.is_empty() {
+        "unnamed processor"
+    } else {
+        &host.model
+    };
     writeln!(out, "processor   {name} ({}, {})", host.arch, host.os)?;
     let allowed: Vec<_> = host.logical.iter().filter(|cpu| cpu.allowed).collect();
     let cores: std::collections::BTreeSet<_> = allowed.iter().map(|cpu| cpu.core).collect();
-    writeln!(out, "cpus        {} online, {} allowed, on {} cores", host.logical.len(), allowed.len(), cores.len())?;
-    writeln!(out, "threads     {} ({})", host.budget.threads, host.budget.threads_limit)?;
-    writeln!(out, "memory      {} to be had ({})", bytes(host.budget.memory), host.budget.memory_limit)?;
+    writeln!(
+        out,
+        "cpus        {} online, {} allowed, on {} cores",
+        host.logical.len(),
+        allowed.len(),
+        cores.len()
+    )?;
+    writeln!(
+        out,
+        "threads     {} ({})",
+        host.budget.threads, host.budget.threads_limit
+    )?;
+    writeln!(
+        out,
+        "memory      {} to be had ({})",
+        bytes(host.budget.memory),
+        host.budget.memory_limit
+    )?;
     for node in &host.numa {
-        let hidden = if node.visible { "" } else { ", not allowed to this process" };
+        let hidden = if node.visible {
+            ""
+        } else {
+            ", not allowed to this process"
+        };
         let of = bytes(node.total);
-        writeln!(out, "node {:<6} {} free of {of}{hidden}", node.id, bytes(node.available))?;
+        writeln!(
+            out,
+            "node {:<6} {} free of {of}{hidden}",
+            node.id,
+            bytes(node.available)
+        )?;
     }
     for cache in &host.caches {
-        writeln!(out, "cache L{}    {}, shared by {}", cache.level, bytes(cache.bytes), cache.shared_by)?;
+        writeln!(
+            out,
+            "cache L{}    {}, shared by {}",
+            cache.level,
+            bytes(cache.bytes),
+            cache.shared_by
+        )?;
     }
     for (n, line) in wrap(&host.isa, 96).iter().enumerate() {
         writeln!(out, "{:<11} {line}", if n == 0 { "features" } else { "" })?;
@@ -56,22 +90,45 @@ fn devices(facts: &Facts, out: &mut dyn Write) -> Result<()> {
 }
 
 fn describe(device: &DeviceFacts) -> String {
-    let memory = format!("{} free of {}", bytes(device.memory_free), bytes(device.memory_total));
+    let memory = format!(
+        "{} free of {}",
+        bytes(device.memory_free),
+        bytes(device.memory_total)
+    );
     match device.capability {
-        Some((major, minor)) => format!("{} {}, capability {major}.{minor}, {memory}", device.vendor, device.name),
+        Some((major, minor)) => format!(
+            "{} {}, capability {major}.{minor}, {memory}",
+            device.vendor, device.name
+        ),
         None => format!("{} {}, {memory}", device.vendor, device.name),
     }
 }
 
 fn kernels(facts: &Facts, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "kernels     {} in this build:", facts.kernels.len())?;
-    let width = facts.kernels.iter().map(|kernel| kernel.id.len()).max().unwrap_or(0);
+    let width = facts
+        .kernels
+        .iter()
+        .map(|kernel| kernel.id.len())
+        .max()
+        .unwrap_or(0);
     for kernel in &facts.kernels {
-        let missing: Vec<_> = kernel.requires.iter().filter(|need| !facts.host.isa.contains(need)).collect();
+        let missing: Vec<_> = kernel
+            .requires
+            .iter()
+            .filter(|need| !facts.host.isa.contains(need))
+            .collect();
         let verdict = match missing.as_slice() {
             _ if kernel.provider != "cpu" => format!("for {}", kernel.provider),
             [] => "runs here".to_owned(),
-            missing => format!("not here: no {}", missing.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")),
+            missing => format!(
+                "not here: no {}",
+                missing
+                    .iter()
+                    .map(|s| s.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         };
         writeln!(out, "            {:width$}  {verdict}", kernel.id)?;
     }

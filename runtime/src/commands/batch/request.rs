@@ -1,8 +1,8 @@
 //! One line of a batch: what may stand in it, and the engine request that it means.
 
-use crate::chat::Message;
 use anyhow::{Context, bail, ensure};
 use plinth_engine::SamplingParams;
+use plinth_text::Message;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub struct BatchRequest {
     pub id: Option<serde_json::Value>,
     pub prompt: Option<String>,
     pub prompt_ids: Option<Vec<u32>>,
-    pub messages: Option<Vec<Message>>,
+    pub messages: Option<Vec<ChatMessage>>,
     pub max_tokens: Option<u32>,
     pub min_tokens: Option<u32>,
     pub temperature: Option<f32>,
@@ -29,6 +29,14 @@ pub struct BatchRequest {
     pub stop_ids: Option<Vec<u32>>,
     pub ignore_eos: Option<bool>,
     pub logprobs: Option<u32>,
+}
+
+/// One message of a chat.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChatMessage {
+    pub role: String,
+    pub content: String,
 }
 
 /// One text or several.
@@ -52,17 +60,29 @@ impl BatchRequest {
     pub fn parse(line: &str) -> anyhow::Result<Self> {
         let request: Self = serde_json::from_str(line).context("not a valid request")?;
         if let Some(id) = &request.id {
-            ensure!(id.is_string() || id.is_number(), "id: found {id}, expected a string or a number");
+            ensure!(
+                id.is_string() || id.is_number(),
+                "id: found {id}, expected a string or a number"
+            );
         }
         Ok(request)
     }
 
     /// The prompt: exactly one of the three ways to give it.
     pub fn take_prompt(&mut self) -> anyhow::Result<Prompt> {
-        match (self.prompt.take(), self.prompt_ids.take(), self.messages.take()) {
+        match (
+            self.prompt.take(),
+            self.prompt_ids.take(),
+            self.messages.take(),
+        ) {
             (Some(text), None, None) => Ok(Prompt::Text(text)),
             (None, Some(ids), None) => Ok(Prompt::Ids(ids)),
-            (None, None, Some(messages)) => Ok(Prompt::Messages(messages)),
+            (None, None, Some(messages)) => {
+                let message = |ChatMessage { role, content }| Message { role, content };
+                Ok(Prompt::Messages(
+                    messages.into_iter().map(message).collect(),
+                ))
+            }
             (None, None, None) => bail!("no prompt: give one of prompt, prompt_ids, messages"),
             _ => bail!("more than one prompt: give one of prompt, prompt_ids, messages"),
         }
@@ -81,7 +101,9 @@ impl BatchRequest {
     pub fn sampling(&self, eos_ids: &[u32], room: u32) -> anyhow::Result<SamplingParams> {
         let defaults = SamplingParams::default();
         let logit_bias = self.logit_bias.iter().flatten().map(|(id, &bias)| {
-            let id = id.parse().with_context(|| format!("logit_bias: '{id}' is not a token id"))?;
+            let id = id
+                .parse()
+                .with_context(|| format!("logit_bias: '{id}' is not a token id"))?;
             anyhow::Ok((id, bias))
         });
         Ok(SamplingParams {
@@ -89,7 +111,9 @@ impl BatchRequest {
             top_k: self.top_k.unwrap_or(defaults.top_k),
             top_p: self.top_p.unwrap_or(defaults.top_p),
             min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            repetition_penalty: self
+                .repetition_penalty
+                .unwrap_or(defaults.repetition_penalty),
             presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             logit_bias: logit_bias.collect::<anyhow::Result<_>>()?,

@@ -1,0 +1,49 @@
+//! `plinth convert`: a model in another type or file format.
+
+use crate::cli::{ConvertArgs, WeightType};
+use crate::error::{Failure, Result};
+use crate::progress::Progress;
+use crate::startup;
+use crate::units::bytes;
+use anyhow::anyhow;
+use plinth_formats::convert::convert;
+use plinth_kernels::Format;
+
+/// Runs the command.
+pub fn run(args: &ConvertArgs) -> Result<()> {
+    let input = startup::open(&args.input)?;
+    let shown = args.output.display();
+    if args.output.exists() && !args.force {
+        return Err(Failure::Input(anyhow!(
+            "'{shown}' exists: choose another name, or replace it with --force"
+        )));
+    }
+    let progress = Progress::bytes("converting", args.quiet);
+    let report = convert(&input, &args.output, format(args.target), &|done, total| {
+        progress.set(done, total)
+    });
+    drop(progress);
+    let report = report.map_err(Failure::input)?;
+    if !args.quiet {
+        for line in &report.otherwise {
+            eprintln!("note: {line}");
+        }
+        eprintln!(
+            "wrote {} tensors, {}, to {shown}",
+            report.tensors,
+            bytes(report.bytes)
+        );
+    }
+    Ok(())
+}
+
+fn format(target: WeightType) -> Format {
+    match target {
+        WeightType::F32 => Format::F32,
+        WeightType::F16 => Format::F16,
+        WeightType::Bf16 => Format::BF16,
+        WeightType::Q8_0 => Format::Q8_0,
+        WeightType::Q4_0 => Format::Q4_0,
+        WeightType::Q4_1 => Format::Q4_1,
+    }
+}
