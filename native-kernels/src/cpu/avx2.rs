@@ -58,6 +58,7 @@ impl Lanes for Avx2 {
     type I32 = I;
 
     const ROWS: usize = 4;
+    const ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -221,6 +222,17 @@ impl Lanes for Avx2 {
             _mm256_blendv_ps(no[0], yes[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
             _mm256_blendv_ps(no[1], yes[1], _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])),
         ])
+    }
+
+    #[inline(always)]
+    fn any_less(self, a: F, b: F) -> bool {
+        avx2!({
+            let less = _mm256_or_ps(
+                _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]),
+                _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1]),
+            );
+            _mm256_movemask_ps(less) != 0
+        })
     }
 
     #[inline(always)]

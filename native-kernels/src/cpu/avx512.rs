@@ -68,6 +68,7 @@ impl Lanes for Avx512 {
     type I32 = __m512i;
 
     const ROWS: usize = 8;
+    const ACCUMULATORS: usize = 24;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -197,6 +198,11 @@ impl Lanes for Avx512 {
             let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
             _mm512_mask_blend_ps(less, no, yes)
         })
+    }
+
+    #[inline(always)]
+    fn any_less(self, a: __m512, b: __m512) -> bool {
+        avx512!(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b) != 0)
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@ impl Lanes for Portable {
     type I32 = [i32; LANES];
 
     const ROWS: usize = 4;
+    const ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::F32 {
@@ -117,6 +118,11 @@ impl Lanes for Portable {
     #[inline(always)]
     fn select_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32 {
         from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+
+    #[inline(always)]
+    fn any_less(self, a: Self::F32, b: Self::F32) -> bool {
+        a.iter().zip(&b).any(|(a, b)| a < b)
     }
 
     #[inline(always)]

@@ -18,6 +18,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 
     /// Rows of a register block in a float matrix product; it holds this many accumulators per panel.
     const ROWS: usize;
+    /// Accumulators that fit in registers beside what they are computed from.
+    const ACCUMULATORS: usize;
 
     fn splat(self, x: f32) -> Self::F32;
     fn load(self, from: &[f32; LANES]) -> Self::F32;
@@ -52,6 +54,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn power_of_two(self, n: Self::F32) -> Self::F32;
     /// Where `a < b`, `yes`, else `no`.
     fn select_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32;
+    /// Is `a < b` in any lane?
+    fn any_less(self, a: Self::F32, b: Self::F32) -> bool;
     /// Exchanges lanes `2 i` and `2 i + 1`.
     fn swap_pairs(self, x: Self::F32) -> Self::F32;
     /// Sum in the order of a tree: lanes `i` and `i + 8`, then `i + 4`, `i + 2`, `i + 1`.

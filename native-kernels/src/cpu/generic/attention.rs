@@ -1,15 +1,17 @@
 //! Attention over a paged KV cache, with the softmax computed as keys pass by.
 //!
 //! ```text
-//! for each query, m = -inf, l = 0, o = 0
+//! for each query, m = -inf, l[16] = 0, o = 0
 //! for each tile of 16 keys that the query sees, in order of position:
 //!     s[16]  = scale * q . k                       one lane a key, dimensions in order
-//!     m'     = max(m, s)
+//!     m'     = max(s) if that is more than m + 8, else m
 //!     p[16]  = 2^(s - m')                          the scale contains log2(e)
 //!     l[16]  = l * 2^(m - m') + p                  one lane a key modulo 16, summed at the end
 //!     o      = o * 2^(m - m') + sum of p * v       keys in order
-//! out = o / l
+//! out = o / sum(l)
 //! ```
+//! Scores are relative to a recent largest one and not to the largest: weights up to 2^8 do no harm to sums of `f32`,
+//! and neither the largest of sixteen lanes nor a factor is needed for most tiles.
 //! **Source**: Milakov and Gimelshein, "Online normalizer calculation for softmax", algorithm 3; Dao et al.,
 //! "FlashAttention", algorithm 1.
 //!
@@ -25,6 +27,9 @@ use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::{LANES, LaneKernel, Lanes};
 use crate::kv_cache::KvLayer;
 use crate::tensor::{Rows, RowsMut};
+
+/// How far a score may be above the reference, in powers of two.
+const SLACK: f32 = 8.0;
 
 /// A run of queries of one sequence and the heads of one KV head.
 pub(crate) struct Attention<'a, E> {
@@ -53,7 +58,8 @@ struct Group<const R: usize> {
     /// Positions of the first and last key that each query sees, the last exclusive.
     first: [usize; R],
     end: [usize; R],
-    largest: [f32; R],
+    /// What scores are relative to: within `SLACK` below the largest so far.
+    reference: [f32; R],
     /// `[R][16]`.
     normaliser: [[f32; LANES]; R],
     /// `[padded head_dim / 16][R]` vectors.
@@ -87,10 +93,18 @@ impl<E: FloatElement> Attention<'_, E> {
     #[inline(always)]
     fn group<L: Lanes, const R: usize>(&mut self, lanes: L, query: usize) -> usize {
         let mut group = self.start::<R>(query);
-        let first = group.first.iter().min().expect("R > 0") / LANES;
+        let mut tile = group.first.iter().min().expect("R > 0") / LANES;
         let end = group.end.iter().max().expect("R > 0").div_ceil(LANES);
-        for tile in first..end {
-            self.tile(lanes, &mut group, tile);
+        // Few queries are too few sums at a time for the multiply-add units; two tiles are twice as many.
+        if 2 * R <= L::ACCUMULATORS && R < 4 {
+            while tile + 2 <= end {
+                self.tiles::<L, R, 2>(lanes, &mut group, tile);
+                tile += 2;
+            }
+        }
+        while tile < end {
+            self.tiles::<L, R, 1>(lanes, &mut group, tile);
+            tile += 1;
         }
         self.finish(lanes, &group, query);
         R
@@ -102,7 +116,7 @@ impl<E: FloatElement> Attention<'_, E> {
             q: vec![[0.0; R]; head_dim],
             first: [0; R],
             end: [0; R],
-            largest: [f32::NEG_INFINITY; R],
+            reference: [f32::NEG_INFINITY; R],
             normaliser: [[0.0; LANES]; R],
             out: vec![[[0.0; LANES]; R]; head_dim.div_ceil(LANES)],
         };
@@ -119,26 +133,27 @@ impl<E: FloatElement> Attention<'_, E> {
         group
     }
 
+    /// Works on `T` tiles from `tile` on: scores side by side, the rest in order.
     #[inline(always)]
-    fn tile<L: Lanes, const R: usize>(&self, lanes: L, group: &mut Group<R>, tile: usize) {
-        let block = self.block_table[tile / self.layer.tiles_per_block()];
-        let in_block = tile % self.layer.tiles_per_block();
-        let keys = self.layer.keys(block, self.kv_head, in_block);
-        let values = self.layer.values(block, self.kv_head, in_block);
-
-        let scores = scores::<L, E, R>(lanes, keys, &group.q);
-        let mut weights = [[0.0; LANES]; R];
-        let seen = group.softmax(lanes, tile, scores, &mut weights);
-        let vectors = group.out.len();
-        for (c, out) in group.out.iter_mut().enumerate() {
-            if seen.iter().all(|seen| *seen == (0, LANES)) {
-                add_all::<L, E, R>(lanes, values, vectors, c, &weights, out);
-            } else {
-                for r in 0..R {
-                    let (weights, out) = (&weights[r], &mut out[r]);
-                    add_some(lanes, values, vectors, c, seen[r], weights, out);
-                }
-            }
+    fn tiles<L: Lanes, const R: usize, const T: usize>(
+        &self,
+        lanes: L,
+        group: &mut Group<R>,
+        tile: usize,
+    ) {
+        let mut keys = [&[][..]; T];
+        let mut values = keys;
+        for t in 0..T {
+            let block = self.block_table[(tile + t) / self.layer.tiles_per_block()];
+            let in_block = (tile + t) % self.layer.tiles_per_block();
+            keys[t] = self.layer.keys(block, self.kv_head, in_block);
+            values[t] = self.layer.values(block, self.kv_head, in_block);
+        }
+        let scores = scores::<L, E, R, T>(lanes, keys, &group.q);
+        for t in 0..T {
+            let mut weights = [[0.0; LANES]; R];
+            let seen = group.softmax(lanes, tile + t, scores[t], &mut weights);
+            group.add(lanes, values[t], &weights, &seen);
         }
     }
 
@@ -158,6 +173,9 @@ impl<E: FloatElement> Attention<'_, E> {
     }
 }
 
+/// Lanes of a tile that each query sees: first and end.
+type Seen<const R: usize> = [(usize, usize); R];
+
 impl<const R: usize> Group<R> {
     /// Turns the scores of a tile into weights and rescales what was gathered so far. Returns the lanes that each query
     /// sees; weights of the others are zero.
@@ -168,7 +186,7 @@ impl<const R: usize> Group<R> {
         tile: usize,
         scores: [L::F32; R],
         weights: &mut [[f32; LANES]; R],
-    ) -> [(usize, usize); R] {
+    ) -> Seen<R> {
         let mut seen = [(0, LANES); R];
         let mut masked = scores;
         let mut drop = [0.0; LANES];
@@ -181,10 +199,11 @@ impl<const R: usize> Group<R> {
             if seen[r] != (0, LANES) {
                 masked[r] = mask(lanes, scores[r], seen[r]);
             }
-            let largest = lanes.max_lane(masked[r]);
-            if largest > self.largest[r] {
-                drop[r] = self.largest[r] - largest;
-                self.largest[r] = largest;
+            let bound = lanes.splat(self.reference[r] + SLACK);
+            if lanes.any_less(bound, masked[r]) {
+                let largest = lanes.max_lane(masked[r]);
+                drop[r] = self.reference[r] - largest;
+                self.reference[r] = largest;
             }
         }
         if drop != [0.0; LANES] {
@@ -192,14 +211,43 @@ impl<const R: usize> Group<R> {
         }
         for r in 0..R {
             if seen[r].0 < seen[r].1 {
-                let largest = lanes.splat(self.largest[r]);
-                let p = exp2(lanes, lanes.sub(masked[r], largest));
+                let reference = lanes.splat(self.reference[r]);
+                let p = exp2(lanes, lanes.sub(masked[r], reference));
                 lanes.store(p, &mut weights[r]);
                 let sum = lanes.add(lanes.load(&self.normaliser[r]), p);
                 lanes.store(sum, &mut self.normaliser[r]);
             }
         }
         seen
+    }
+
+    /// Adds the values of a tile times their weights.
+    #[inline(always)]
+    fn add<L: Lanes, E: FloatElement>(
+        &mut self,
+        lanes: L,
+        values: &[[E; LANES]],
+        weights: &[[f32; LANES]; R],
+        seen: &Seen<R>,
+    ) {
+        let vectors = self.out.len();
+        let mut c = 0;
+        if 4 * R <= L::ACCUMULATORS {
+            while c + 4 <= vectors {
+                add_values::<L, E, R, 4>(lanes, values, vectors, c, weights, seen, &mut self.out);
+                c += 4;
+            }
+        }
+        if 2 * R <= L::ACCUMULATORS {
+            while c + 2 <= vectors {
+                add_values::<L, E, R, 2>(lanes, values, vectors, c, weights, seen, &mut self.out);
+                c += 2;
+            }
+        }
+        while c < vectors {
+            add_values::<L, E, R, 1>(lanes, values, vectors, c, weights, seen, &mut self.out);
+            c += 1;
+        }
     }
 
     /// Multiplies the sums of query `r` by `2^drop[r]`. A factor of one changes no bit, so it does not matter that the
@@ -219,18 +267,21 @@ impl<const R: usize> Group<R> {
     }
 }
 
-/// Scores of `R` queries and sixteen keys.
+/// Scores of `R` queries and sixteen keys in each of `T` tiles.
 #[inline(always)]
-fn scores<L: Lanes, E: FloatElement, const R: usize>(
+fn scores<L: Lanes, E: FloatElement, const R: usize, const T: usize>(
     lanes: L,
-    keys: &[[E; LANES]],
+    keys: [&[[E; LANES]]; T],
     q: &[[f32; R]],
-) -> [L::F32; R] {
-    let mut scores = [lanes.splat(0.0); R];
-    for (key, q) in keys.iter().zip(q) {
-        let key = E::load(lanes, key);
-        for r in 0..R {
-            scores[r] = lanes.fma(lanes.splat(q[r]), key, scores[r]);
+) -> [[L::F32; R]; T] {
+    let keys = keys.map(|keys| &keys[..q.len()]);
+    let mut scores = [[lanes.splat(0.0); R]; T];
+    for (d, q) in q.iter().enumerate() {
+        for t in 0..T {
+            let key = E::load(lanes, &keys[t][d]);
+            for r in 0..R {
+                scores[t][r] = lanes.fma(lanes.splat(q[r]), key, scores[t][r]);
+            }
         }
     }
     scores
@@ -254,46 +305,47 @@ fn mask<L: Lanes>(lanes: L, scores: L::F32, seen: (usize, usize)) -> L::F32 {
     lanes.select_less(numbers, lanes.splat(seen.1 as f32), scores, never)
 }
 
-/// Adds all sixteen values times the weights of each query, for one vector of dimensions.
+/// Adds the values of a tile times the weights of each query, for the `C` vectors of dimensions from `c` on. Values that
+/// a query does not see may hold anything, even what is not a number, so they are not multiplied by zero but left out.
 #[inline(always)]
-fn add_all<L: Lanes, E: FloatElement, const R: usize>(
+fn add_values<L: Lanes, E: FloatElement, const R: usize, const C: usize>(
     lanes: L,
     values: &[[E; LANES]],
     vectors: usize,
     c: usize,
     weights: &[[f32; LANES]; R],
-    out: &mut [[f32; LANES]; R],
+    seen: &Seen<R>,
+    out: &mut [[[f32; LANES]; R]],
 ) {
-    let mut sums = [lanes.splat(0.0); R];
+    let out: &mut [[[f32; LANES]; R]; C] = out[c..].first_chunk_mut().expect("C vectors are left");
+    let mut sums = [[lanes.splat(0.0); C]; R];
     for r in 0..R {
-        sums[r] = lanes.load(&out[r]);
+        for i in 0..C {
+            sums[r][i] = lanes.load(&out[i][r]);
+        }
     }
-    for (t, values) in values.chunks_exact(vectors).enumerate().take(LANES) {
-        let value = E::load(lanes, &values[c]);
+    let together = seen.iter().all(|s| *s == seen[0]);
+    let first = seen.iter().map(|s| s.0).min().unwrap_or(0);
+    let end = seen.iter().map(|s| s.1).max().unwrap_or(0);
+    let rows = values.chunks_exact(vectors).enumerate();
+    for (t, values) in rows.skip(first).take(end - first) {
+        let values: &[[E; LANES]; C] = values[c..].first_chunk().expect("C vectors are left");
+        let mut value = [lanes.splat(0.0); C];
+        for i in 0..C {
+            value[i] = E::load(lanes, &values[i]);
+        }
         for r in 0..R {
-            sums[r] = lanes.fma(lanes.splat(weights[r][t]), value, sums[r]);
+            if together || (seen[r].0..seen[r].1).contains(&t) {
+                let weight = lanes.splat(weights[r][t]);
+                for i in 0..C {
+                    sums[r][i] = lanes.fma(weight, value[i], sums[r][i]);
+                }
+            }
         }
     }
     for r in 0..R {
-        lanes.store(sums[r], &mut out[r]);
+        for i in 0..C {
+            lanes.store(sums[r][i], &mut out[i][r]);
+        }
     }
-}
-
-/// Adds the values that a query sees times its weights: the others may hold anything, even what is not a number.
-#[inline(always)]
-fn add_some<L: Lanes, E: FloatElement>(
-    lanes: L,
-    values: &[[E; LANES]],
-    vectors: usize,
-    c: usize,
-    seen: (usize, usize),
-    weights: &[f32; LANES],
-    out: &mut [f32; LANES],
-) {
-    let mut sum = lanes.load(out);
-    for t in seen.0..seen.1 {
-        let value = E::load(lanes, &values[t * vectors + c]);
-        sum = lanes.fma(lanes.splat(weights[t]), value, sum);
-    }
-    lanes.store(sum, out);
 }
