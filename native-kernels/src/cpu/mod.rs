@@ -15,4 +15,6 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(test)]
+mod conformance;
+#[cfg(test)]
 pub(crate) mod emulated;

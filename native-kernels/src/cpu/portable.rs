@@ -182,17 +182,16 @@ impl Int8 for Portable {
         q: [&[[i8; 4]; 8]; R],
         _: [i32; R],
     ) -> [I32Of<Self>; R] {
-        let mut dot = [[0; LANES]; R];
+        let mut dots = [[0; LANES]; R];
         for (p, weights) in weights.iter().enumerate() {
-            for (i, &byte) in weights.iter().enumerate() {
-                for r in 0..R {
-                    let (low, high) = (i32::from(byte & 0x0f), i32::from(byte >> 4));
-                    dot[r][i / 4] += (low - ZERO) * i32::from(q[r][p][i % 4]);
-                    dot[r][i / 4] += (high - ZERO) * i32::from(q[r][4 + p][i % 4]);
-                }
+            let low = weights.map(|byte| (byte & 0x0f) as i8 - ZERO as i8);
+            let high = weights.map(|byte| (byte >> 4) as i8 - ZERO as i8);
+            for r in 0..R {
+                add_products(&mut dots[r], &low, &q[r][p]);
+                add_products(&mut dots[r], &high, &q[r][4 + p]);
             }
         }
-        dot
+        dots
     }
 
     #[inline(always)]
@@ -202,14 +201,23 @@ impl Int8 for Portable {
         q: [&[[i8; 4]; P]; R],
         _: [i32; R],
     ) -> [I32Of<Self>; R] {
-        let mut dot = [[0; LANES]; R];
+        let mut dots = [[0; LANES]; R];
         for (p, weights) in weights.iter().enumerate() {
-            for (i, &byte) in weights.iter().enumerate() {
-                for r in 0..R {
-                    dot[r][i / 4] += (i32::from(byte) - ZERO) * i32::from(q[r][p][i % 4]);
-                }
+            let weights = weights.map(|byte| byte.wrapping_sub(ZERO as u8) as i8);
+            for r in 0..R {
+                add_products(&mut dots[r], &weights, &q[r][p]);
             }
         }
-        dot
+        dots
+    }
+}
+
+/// Adds four products to each lane.
+#[inline(always)]
+fn add_products(dots: &mut [i32; LANES], weights: &[i8; 4 * LANES], q: &[i8; 4]) {
+    let q = q.map(i32::from);
+    for (dot, w) in dots.iter_mut().zip(weights.as_chunks::<4>().0) {
+        let w = w.map(i32::from);
+        *dot += w[0] * q[0] + w[1] * q[1] + w[2] * q[2] + w[3] * q[3];
     }
 }

@@ -115,9 +115,9 @@ pub(crate) trait Int8: Copy + Send + Sync + 'static {
     ) -> [I32Of<Self>; R];
 
     /// `sum over k of (weight[k] - ZERO) * q[r][k]` for sixteen outputs and `4 * P` inputs (16 or 32), with weights
-    /// below `1 << BITS`. Only weights of 8 bits may be centred around 128.
+    /// below `1 << BITS`.
     ///
-    /// `q` are -127 to 127 and `sums[r]` is the sum of `q[r]`.
+    /// `weight - ZERO` fits in a signed byte, `q` are -127 to 127, and `sums[r]` is the sum of `q[r]`.
     ///
     /// **Layout**: byte `64 p + 4 lane + j` holds input `4 p + j` of the output `lane`.
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(

@@ -44,3 +44,34 @@ pub(crate) fn sigmoid<L: Lanes>(lanes: L, x: L::F32) -> L::F32 {
     let power = exp2(lanes, lanes.mul(x, lanes.splat(-LOG2_E)));
     lanes.div(one, lanes.add(one, power))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::portable::Portable;
+    use crate::cpu::vector::LANES;
+
+    #[test]
+    fn powers_are_within_the_stated_error() {
+        let mut worst = 0.0f64;
+        // A step that no binary fraction divides, so that all of the polynomial's interval is met.
+        for i in 0..200_000 {
+            let x = -126.0 + i as f32 * 0.001_264_9;
+            let exact = f64::from(x).exp2();
+            let found = f64::from(exp2(Portable, [x; LANES])[0]);
+            worst = worst.max((found / exact - 1.0).abs());
+        }
+        assert!(worst < 1.5e-7, "{worst}");
+    }
+
+    #[test]
+    fn the_ends_are_exact() {
+        let power = |x: f32| exp2(Portable, [x; LANES])[0];
+        assert_eq!(power(0.0), 1.0);
+        assert_eq!(power(-1.0), 0.5);
+        assert_eq!(power(-126.0), f32::MIN_POSITIVE);
+        assert_eq!(power(-126.1), 0.0);
+        assert_eq!(power(f32::NEG_INFINITY), 0.0);
+        assert_eq!(power(1000.0), 2f32.powi(127));
+    }
+}
