@@ -51,6 +51,18 @@ pub fn quote(text: &str) -> String {
     out
 }
 
+/// `text` with deceptive characters escaped: safe to show, whoever wrote it.
+pub fn visible(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match is_deceptive(c) {
+            true => out.extend(c.escape_unicode()),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 /// A count with a comma every three digits.
 pub fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -80,11 +92,12 @@ pub fn bytes(n: u64) -> String {
         value /= 1024.0;
         unit = next;
     }
-    if value < 99.95 && value.fract() >= 0.05 {
-        format!("{value:.1} {unit}")
+    let shown = if value < 99.95 {
+        format!("{value:.1}")
     } else {
-        format!("{value:.0} {unit}")
-    }
+        format!("{value:.0}")
+    };
+    format!("{} {unit}", shown.strip_suffix(".0").unwrap_or(&shown))
 }
 
 /// Items as a sentence has them: `a, b and c`.

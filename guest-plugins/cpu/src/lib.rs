@@ -1,0 +1,66 @@
+//! The built-in platform `cpu`: what a machine does best without an accelerator.
+
+use plinth_sdk::prelude::*;
+
+struct Cpu;
+
+impl Platform for Cpu {
+    fn describe() -> Descriptor {
+        descriptor("cpu", "Plinth", (0, 1, 0))
+    }
+
+    fn why(facts: &Facts, kernel: &Kernel) -> String {
+        // What a kernel needs beyond all others is what it is chosen for.
+        match kernel.requires.last() {
+            None => format!(
+                "no kernel for a vector unit of this machine ({}): the portable one runs everywhere",
+                facts.host.arch
+            ),
+            Some(feature) => {
+                format!("the widest vector unit of this machine that it is written for ({feature})")
+            }
+        }
+    }
+
+    fn device_capabilities(facts: &Facts, _: u32) -> Capabilities {
+        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
+        let pinned = (!facts.host.wsl).then(|| "pinned-memory".to_owned());
+        Capabilities {
+            // Sums are kept in f32: no kernel of the catalogue computes in less.
+            dtypes: names(&["f32"]),
+            // Half the bytes of f32, and more digits than bf16.
+            kv_dtypes: names(&["f16", "bf16", "f32"]),
+            quantization: None,
+            fp8_format: None,
+            graph: false,
+            features: pinned.into_iter().collect(),
+        }
+    }
+
+    fn check_config(facts: &Facts, _: &ModelFacts, config: &EngineConfig) -> CheckResult {
+        let mut diagnostics = Vec::new();
+        let parallel = config.tensor_parallel * config.pipeline_parallel;
+        if parallel > 1 {
+            let message = format!("{parallel} devices asked for, and a CPU is one");
+            diagnostics.push(reject(
+                "no-devices",
+                message,
+                Some("leave the parallel sizes at 1".to_owned()),
+            ));
+        }
+        let nodes = facts.host.numa.iter().filter(|node| node.visible).count();
+        if nodes > 1 {
+            let message = format!(
+                "{nodes} NUMA nodes: weights lie where they were packed, and some workers read across"
+            );
+            let fix = "run one process a node, each bound to its own".to_owned();
+            diagnostics.push(warn("numa", message, Some(fix)));
+        }
+        CheckResult {
+            patches: Vec::new(),
+            diagnostics,
+        }
+    }
+}
+
+export_platform!(Cpu);

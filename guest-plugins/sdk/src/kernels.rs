@@ -1,0 +1,167 @@
+//! Choosing among the kernels of the catalogue, with every reason.
+
+use crate::prelude::{BlockSize, Choice, Decision, Facts, Kernel, Rejected, info};
+
+/// What a kernel is needed for. What is `None` does not matter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Need<'a> {
+    /// `attention`, `matmul`, `elementwise`.
+    pub op: &'a str,
+    /// Kernels of this provider only.
+    pub provider: &'a str,
+    /// For attention: `prefill`, `decode`, or `any` for both.
+    pub phase: Option<&'a str>,
+    /// Activation dtype.
+    pub dtype: Option<&'a str>,
+    /// For attention.
+    pub kv_dtype: Option<&'a str>,
+    /// For attention.
+    pub head_size: Option<u32>,
+    /// For attention, where it is fixed.
+    pub block_size: Option<u32>,
+    /// For matmul: weight format.
+    pub format: Option<&'a str>,
+    /// What else must hold of it.
+    pub traits: &'a [String],
+    /// Compute capability of the device, for kernels that require `sm_XY`.
+    pub capability: Option<(u32, u32)>,
+    /// The kernel that the user asked for: it goes first if it can serve.
+    pub requested: Option<&'a str>,
+}
+
+/// Ranks all kernels of an operation that can serve, best first, and rejects the others with every reason. `why` says
+/// why the winner won.
+pub fn decide(facts: &Facts, need: &Need<'_>, why: impl FnOnce(&Kernel) -> String) -> Decision {
+    let mut valid = Vec::new();
+    let mut rejected = Vec::new();
+    for kernel in facts.kernels.iter().filter(|kernel| kernel.op == need.op) {
+        let reasons = reasons_against(facts, kernel, need);
+        match reasons.is_empty() {
+            true => valid.push(kernel),
+            false => rejected.push(Rejected {
+                id: kernel.id.clone(),
+                reasons,
+            }),
+        }
+    }
+    let requested = |kernel: &Kernel| need.requested == Some(kernel.id.as_str());
+    valid.sort_by(|a, b| {
+        requested(b)
+            .cmp(&requested(a))
+            .then(b.rank.cmp(&a.rank))
+            .then(a.id.cmp(&b.id))
+    });
+    let Some(&best) = valid.first() else {
+        return Decision::NothingValid(rejected);
+    };
+    let why = if requested(best) {
+        "it was asked for".to_owned()
+    } else {
+        why(best)
+    };
+    Decision::Chosen(Choice {
+        selected: best.id.clone(),
+        ranking: valid.iter().map(|kernel| kernel.id.clone()).collect(),
+        rejected,
+        notes: vec![info("why", why)],
+    })
+}
+
+/// Every reason why a kernel cannot serve; none if it can.
+pub fn reasons_against(facts: &Facts, kernel: &Kernel, need: &Need<'_>) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let mut unless = |holds: bool, reason: &dyn Fn() -> String| {
+        if !holds {
+            reasons.push(reason());
+        }
+    };
+    let has = |list: &[String], wanted: &str| list.iter().any(|item| item == wanted);
+    if kernel.provider != need.provider {
+        let provider = &kernel.provider;
+        return vec![match facts.devices.iter().any(|_| provider != "cpu") {
+            true => format!("provider {provider}, not {}", need.provider),
+            false => format!("provider {provider}: no device"),
+        }];
+    }
+    let missing: Vec<_> = kernel
+        .requires
+        .iter()
+        .filter(|wanted| !is_met(wanted, facts, need.capability))
+        .collect();
+    unless(missing.is_empty(), &|| {
+        let missing: Vec<_> = missing.iter().map(|s| s.as_str()).collect();
+        format!("requires {}, which this machine lacks", missing.join(", "))
+    });
+    let phases = match need.phase {
+        Some("any") => vec!["prefill", "decode"],
+        Some(phase) => vec![phase],
+        None => vec![],
+    };
+    for phase in phases {
+        unless(has(&kernel.traits, phase), &|| {
+            format!("does not serve {phase}")
+        });
+    }
+    let lists = [
+        ("activations", need.dtype, &kernel.dtypes),
+        ("kv cache", need.kv_dtype, &kernel.kv_dtypes),
+        ("weights", need.format, &kernel.formats),
+    ];
+    for (what, wanted, list) in lists {
+        if let Some(wanted) = wanted {
+            unless(has(list, wanted), &|| {
+                format!("{what} {wanted}: it takes {}", list.join(", "))
+            });
+        }
+    }
+    if let Some(size) = need.head_size {
+        let fits = match kernel.head_sizes.as_slice() {
+            [] => (8..=256).contains(&size) && size.is_multiple_of(8),
+            sizes => sizes.contains(&size),
+        };
+        unless(fits, &|| {
+            format!("head size {size}: it takes {}", head_sizes(kernel))
+        });
+    }
+    if let Some(size) = need.block_size {
+        unless(takes_block(kernel, size), &|| {
+            format!("kv block size {size}: it does not take it")
+        });
+    }
+    for wanted in need.traits {
+        unless(has(&kernel.traits, wanted), &|| {
+            format!("lacks the trait {wanted}")
+        });
+    }
+    reasons
+}
+
+fn head_sizes(kernel: &Kernel) -> String {
+    match kernel.head_sizes.as_slice() {
+        [] => "multiples of 8 up to 256".to_owned(),
+        sizes => sizes
+            .iter()
+            .map(u32::to_string)
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+/// Does the kernel take KV blocks of this many tokens?
+pub fn takes_block(kernel: &Kernel, tokens: u32) -> bool {
+    let accepts = |size: &BlockSize| match *size {
+        BlockSize::Exact(exact) => tokens == exact,
+        BlockSize::MultipleOf(unit) => unit > 0 && tokens > 0 && tokens.is_multiple_of(unit),
+    };
+    kernel.block_sizes.is_empty() || kernel.block_sizes.iter().any(accepts)
+}
+
+fn is_met(requirement: &str, facts: &Facts, capability: Option<(u32, u32)>) -> bool {
+    match requirement
+        .strip_prefix("sm_")
+        .and_then(|digits| digits.parse::<u32>().ok())
+    {
+        Some(wanted) => capability.is_some_and(|has| has >= (wanted / 10, wanted % 10)),
+        None => facts.host.isa.iter().any(|feature| feature == requirement),
+    }
+}

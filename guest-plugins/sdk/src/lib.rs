@@ -1,0 +1,71 @@
+//! For authors of Plinth platforms: the contract as a trait in which every question has a default answer.
+//!
+//! A platform with one opinion is ten lines:
+//!
+//! ```no_run
+//! use plinth_sdk::prelude::*;
+//!
+//! struct Acme;
+//!
+//! impl Platform for Acme {
+//!     fn describe() -> Descriptor {
+//!         descriptor("acme", "Acme Inc.", (1, 0, 0))
+//!     }
+//!     fn batch_defaults(_: &Facts, _: &str, _: u32) -> BatchPlan {
+//!         batch(4096, 32, "what Acme's machines were measured to do best")
+//!     }
+//! }
+//!
+//! export_platform!(Acme);
+//! # fn main() {}
+//! ```
+//!
+//! Everything else is answered by the defaults: they take the best kernels of the catalogue that the machine can run, by
+//! rank, and give every reason for those that they reject.
+
+/// The generated types and the exports. Use [`prelude`] instead.
+#[doc(hidden)]
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        world: "platform-plugin",
+        pub_export_macro: true,
+        default_bindings_module: "plinth_sdk::bindings",
+        additional_derives: [PartialEq, Clone],
+    });
+}
+
+mod exported;
+mod kernels;
+mod platform;
+mod short;
+
+#[doc(hidden)]
+pub use exported::Exported;
+pub use kernels::{Need, decide, reasons_against, takes_block};
+pub use platform::Platform;
+
+/// Everything that a platform needs.
+pub mod prelude {
+    pub use crate::bindings::exports::plinth::platform::platform::{
+        AttentionQuery, Availability, BatchPlan, BlockPlan, BlockQuery, Capabilities, CheckResult,
+        Descriptor, GraphPlan, Guest, KvTransferPlan, OpShape, ParallelPlan, ProbeResult,
+        RankBinding, Rule, ThreadPlan,
+    };
+    pub use crate::bindings::log;
+    pub use crate::bindings::plinth::platform::types::*;
+    pub use crate::export_platform;
+    pub use crate::kernels::{Need, decide, reasons_against, takes_block};
+    pub use crate::platform::{Platform, one_cpu_a_core};
+    pub use crate::short::{batch, descriptor, info, patch, reject, warn};
+}
+
+/// Makes a type that implements [`Platform`] the platform of this component.
+#[macro_export]
+macro_rules! export_platform {
+    ($platform:ty) => {
+        type PlinthExportedPlatform = $crate::Exported<$platform>;
+        $crate::bindings::export!(PlinthExportedPlatform with_types_in $crate::bindings);
+    };
+}
