@@ -9,6 +9,7 @@ pub mod commands;
 pub mod error;
 
 mod answer;
+mod builtin;
 mod platforms;
 mod session;
 pub mod startup;

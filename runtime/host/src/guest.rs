@@ -8,7 +8,7 @@ use plinth_platform::facts::{Facts, GraphSupport, ModelFacts};
 use plinth_platform::policy::{
     AttentionQuery, BatchDefaults, BlockPlan, BlockQuery, Capabilities, ConfigCheck, Decision,
     Descriptor, Diagnostic, EngineConfig, Fault, GraphPlan, KvTransferPlan, OpShape, ParallelPlan,
-    Patch, Platform, Probe, Rule, Severity, ThreadPlan,
+    Patch, Platform, Probe, Rule, ThreadPlan,
 };
 use std::sync::Arc;
 use wasmtime::component::Component;
@@ -22,7 +22,6 @@ pub struct Guest {
     live: Option<(Store<State>, PlatformPlugin)>,
     name: String,
     digest: String,
-    log: Vec<(Severity, String)>,
 }
 
 impl std::fmt::Debug for Guest {
@@ -47,18 +46,12 @@ impl Guest {
             live: None,
             name,
             digest,
-            log: Vec::new(),
         }
     }
 
     /// `sha256:…` of the component.
     pub fn digest(&self) -> &str {
         &self.digest
-    }
-
-    /// Lines that it has logged since this was last asked.
-    pub fn take_log(&mut self) -> Vec<(Severity, String)> {
-        std::mem::take(&mut self.log)
     }
 
     /// Makes its instance anew, as after an error. For measurements.
@@ -95,7 +88,12 @@ impl Guest {
         let (mut store, plugin) = self.live.take().expect("it was just made");
         begin_call(&mut store, &self.shared.limits);
         let answer = call(&plugin, &mut store);
-        self.log.extend(store.data_mut().take_log());
+        let lines = store.data_mut().take_log();
+        if let Some(log) = &self.shared.log {
+            for (severity, line) in &lines {
+                log(&self.name, *severity, line);
+            }
+        }
         match answer {
             Ok(answer) => {
                 self.live = Some((store, plugin));

@@ -4,12 +4,16 @@ use crate::cache::Cache;
 use crate::guest::Guest;
 use crate::load::{self, LoadError};
 use crate::sandbox::{self, Clock, Limits};
+use plinth_platform::policy::Severity;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wasmtime::Engine;
 
-/// Where a host keeps compiled guests, and how much guests may take.
-#[derive(Clone, Debug, Default)]
+/// Where a guest's log lines go: the platform's name, how bad, and the line, safe to show.
+pub type LogSink = Arc<dyn Fn(&str, Severity, &str) + Send + Sync>;
+
+/// Where a host keeps compiled guests, how much guests may take, and who reads what they log.
+#[derive(Clone, Default)]
 pub struct HostOptions {
     /// Folder of compiled guests. `None`: each start compiles anew.
     pub cache: Option<PathBuf>,
@@ -17,6 +21,8 @@ pub struct HostOptions {
     pub key: Option<PathBuf>,
     /// Bounds of guests.
     pub limits: Limits,
+    /// Reads what guests log. `None`: nobody does.
+    pub log: Option<LogSink>,
 }
 
 /// Loads guests. They live as long as they like; their clock stops with the last of host and guests.
@@ -29,6 +35,7 @@ pub struct Host {
 pub(crate) struct Shared {
     pub engine: Engine,
     pub limits: Limits,
+    pub log: Option<LogSink>,
     _clock: Clock,
 }
 
@@ -49,6 +56,7 @@ impl Host {
         let shared = Shared {
             engine,
             limits: options.limits,
+            log: options.log.clone(),
             _clock: clock,
         };
         Ok(Self {
@@ -70,7 +78,15 @@ impl Host {
     /// # Errors
     /// It cannot be read, or is no platform plugin.
     pub fn load_file(&self, path: &Path) -> Result<Guest, LoadError> {
-        let bytes = load::read(path, self.shared.limits.file)?;
+        let bytes = self.read_file(path)?;
         self.load_bytes(&path.display().to_string(), &bytes)
+    }
+
+    /// Reads a component file, if it is not too large to be one.
+    ///
+    /// # Errors
+    /// It cannot be read, or is too large.
+    pub fn read_file(&self, path: &Path) -> Result<Vec<u8>, LoadError> {
+        load::read(path, self.shared.limits.file)
     }
 }

@@ -20,7 +20,7 @@ mod bindings;
 mod convert;
 
 pub use guest::Guest;
-pub use host::{Host, HostOptions};
+pub use host::{Host, HostOptions, LogSink};
 pub use inspect::{Inspection, inspect};
 pub use load::LoadError;
 pub use sandbox::Limits;

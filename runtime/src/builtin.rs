@@ -1,0 +1,10 @@
+//! The platforms inside this binary: components like any vendor's, loaded by the same loader.
+
+/// Id and component of each.
+pub const COMPONENTS: [(&str, &[u8]); 2] = [
+    ("cpu", include_bytes!(concat!(env!("OUT_DIR"), "/cpu.wasm"))),
+    (
+        "cuda",
+        include_bytes!(concat!(env!("OUT_DIR"), "/cuda.wasm")),
+    ),
+];
