@@ -341,7 +341,9 @@ pub enum PluginCommand {
 Examples:
   plinth plugin decide cpu probe
   plinth plugin decide vendor.wasm select-attention --model model.gguf --facts machine.json
-  plinth plugin decide cpu kernel-priority --input '{\"op\": \"matmul\", \"n\": 576, \"k\": 576, \"format\": \"q4_1\"}'")]
+  plinth plugin decide cpu kernel-priority --input '{\"format\": \"q4_1\", \"n\": 576}'
+
+The answer comes with the question in full: any of its fields may be given in --input.")]
     Decide {
         /// A component file, or the id of a built-in platform
         plugin: String,

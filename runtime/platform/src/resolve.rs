@@ -4,6 +4,7 @@ mod choose;
 mod questions;
 mod refusal;
 
+pub use choose::facts_for;
 pub use refusal::Refusal;
 pub(crate) use refusal::{of_diagnostic, of_record};
 

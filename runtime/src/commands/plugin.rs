@@ -1,5 +1,8 @@
 //! `plinth plugin`: what is loaded and from where, and what one platform says.
 
+mod decide;
+mod inspect;
+
 use crate::cli::{PluginArgs, PluginCommand};
 use crate::error::{Failure, Result};
 use crate::{platforms, startup};
@@ -23,7 +26,23 @@ pub fn run(args: &PluginArgs, out: &mut dyn Write) -> Result<()> {
                 false => list(&records, out),
             }
         }
-        PluginCommand::Inspect { .. } | PluginCommand::Decide { .. } => Ok(()),
+        PluginCommand::Inspect { plugin, json } => inspect::run(plugin, *json, out),
+        PluginCommand::Decide {
+            plugin,
+            question,
+            input,
+            model,
+            facts,
+        } => {
+            let question = decide::Question {
+                plugin,
+                name: question,
+                input: input.as_deref(),
+                model: model.as_deref(),
+                facts: facts.as_deref(),
+            };
+            decide::run(&question, out)
+        }
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Chosen {
 }
 
 /// Facts with the environment variables that a platform asked for, and no others.
-pub(super) fn facts_for(facts: &Facts, allowlist: &[String], env: &[(String, String)]) -> Facts {
+pub fn facts_for(facts: &Facts, allowlist: &[String], env: &[(String, String)]) -> Facts {
     let mut facts = facts.clone();
     let mut shown: Vec<_> = env
         .iter()
