@@ -5,5 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+rustup target add wasm32-unknown-unknown
 bash examples/get-model.sh
 cargo test --workspace --locked

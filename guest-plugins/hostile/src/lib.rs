@@ -14,13 +14,24 @@ fn attack(facts: &Facts) -> &str {
         .map_or("none", |(_, attack)| attack)
 }
 
+/// Recursion that the compiler can make no loop of, with nothing in memory: it fills the host's stack.
+#[inline(never)]
 fn recurse(depth: u64) -> u64 {
+    if depth == u64::MAX {
+        0
+    } else {
+        recurse(depth + 1).rotate_left(3) ^ depth
+    }
+}
+
+/// Recursion with large frames, which lie in the guest's own memory: it runs out of that.
+fn recurse_with_frames(depth: u64) -> u64 {
     let frame = [depth; 64];
     black_box(&frame);
     if depth == u64::MAX {
         0
     } else {
-        recurse(depth + 1) + frame[(depth % 64) as usize]
+        recurse_with_frames(depth + 1) + frame[(depth % 64) as usize]
     }
 }
 
@@ -40,7 +51,8 @@ fn run(attack: &str) -> Vec<Diagnostic> {
                 kept.push(black_box(vec![1u8; 1 << 20]));
             }
         }
-        "recurse" => vec![info("depth", recurse(0).to_string())],
+        "recurse" => vec![info("depth", recurse(attack.len() as u64).to_string())],
+        "large-frames" => vec![info("depth", recurse_with_frames(0).to_string())],
         "trap" => std::process::abort(),
         "huge-log" => {
             log(Severity::Info, &"x".repeat(1 << 20));
@@ -51,7 +63,7 @@ fn run(attack: &str) -> Vec<Diagnostic> {
             Vec::new()
         }
         "long-answer" => long("x".repeat(8 << 20)),
-        "many-answers" => (0..400_000).map(|_| info("", "")).collect(),
+        "many-answers" => (0..100_000).map(|_| info("", "")).collect(),
         "control-characters" => long("\u{1b}[2J\u{202e}harmless".to_owned()),
         _ => Vec::new(),
     }

@@ -148,7 +148,8 @@ impl Guest {
                 limits.lifting
             );
         }
-        plinth_platform::text::visible(text.lines().next().unwrap_or_default())
+        // The outer errors say where in the guest, which its author finds by other means.
+        plinth_platform::text::visible(&error.root_cause().to_string())
     }
 }
 

@@ -1,1 +1,5 @@
-//! t
+//! The sandbox, held against guests that no author would send and files that are no guests.
+
+mod bounds;
+mod guests;
+mod lies;
