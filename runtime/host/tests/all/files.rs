@@ -61,7 +61,7 @@ fn a_component_with_flipped_bytes_is_refused_or_runs_within_its_bounds() {
     // Without the shared cache: each is another component.
     let host = plinth_host::Host::new(&plinth_host::HostOptions::default()).expect("Wasm runs");
     // Where a byte flips decides which reader meets it: a prime step walks through all sections.
-    for at in (8..whole.len()).step_by(whole.len() / 20 | 1) {
+    for at in (8..whole.len()).step_by((whole.len() / 20) | 1) {
         let mut flipped = whole.clone();
         flipped[at] ^= 0x55;
         if let Ok(mut guest) = host.load_bytes("flipped.wasm", &flipped) {
