@@ -178,17 +178,24 @@ fn default_bytes(wish: &Wish<'_>, block: u64) -> (u64, DecidedBy, String) {
     let config = wish.config;
     let len = u64::from(config.max_model_len);
     let sequences = u64::from(config.max_num_seqs);
-    let tokens = (FULL_CONTEXTS * len)
-        .max(sequences * TOKENS_A_SEQUENCE)
-        .min(sequences * len);
+    let (contexts, each) = (FULL_CONTEXTS * len, TOKENS_A_SEQUENCE * sequences);
+    let all = sequences * len;
+    let tokens = contexts.max(each).min(all);
+    let shown = if tokens == all {
+        "every sequence at the full context".to_owned()
+    } else if tokens == each {
+        format!(
+            "{} tokens for each of {sequences} sequences",
+            text::count(TOKENS_A_SEQUENCE)
+        )
+    } else {
+        format!("{FULL_CONTEXTS} sequences at the full context")
+    };
     let wanted = tokens
         .div_ceil(u64::from(config.block_size.max(1)))
         .saturating_mul(block);
     if wanted <= wish.granted {
-        let reason = format!(
-            "room for {} tokens: {FULL_CONTEXTS} full contexts, or {TOKENS_A_SEQUENCE} tokens for each sequence",
-            text::count(tokens)
-        );
+        let reason = format!("room for {} tokens: {shown}", text::count(tokens));
         return (wanted, DecidedBy::Floor, reason);
     }
     (

@@ -31,6 +31,9 @@ pub(crate) const FIELDS: [&str; 22] = [
     "extra",
 ];
 
+/// Largest of the numbers that count tokens.
+pub(crate) const LARGEST: u32 = 1 << 30;
+
 /// A configuration on its way to being decided.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -207,7 +210,6 @@ pub(crate) fn set(config: &mut EngineConfig, path: &str, value: &Value) -> Resul
             text::list(known)
         )),
     };
-    const LARGEST: u32 = 1 << 30;
     match path {
         "dtype" => config.dtype = name(&["f32", "f16", "bf16"])?,
         "kv-dtype" => config.kv_dtype = name(&["f32", "f16", "bf16", "fp8"])?,

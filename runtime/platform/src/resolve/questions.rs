@@ -424,6 +424,14 @@ impl Questions<'_> {
 
     fn context(&mut self) -> Answer<()> {
         let most = self.model.max_len;
+        if !(1..=crate::settings::LARGEST).contains(&most) {
+            let message = format!(
+                "the model was made for {} tokens, expected 1 to {}",
+                text::count(most.into()),
+                text::count(crate::settings::LARGEST.into())
+            );
+            return Err(self.wrong("max-model-len", message, "correct the model's file"));
+        }
         let wanted = self.settings.config.max_model_len;
         if wanted == 0 {
             let reason = "what the model was made for";
@@ -434,8 +442,11 @@ impl Questions<'_> {
                 reason,
             );
         } else if wanted > most {
-            let message =
-                format!("found {wanted}, expected at most {most}, which the model was made for");
+            let message = format!(
+                "found {}, expected at most {}, which the model was made for",
+                text::count(wanted.into()),
+                text::count(most.into())
+            );
             return Err(self.wrong("max-model-len", message, "lower --max-model-len"));
         }
         let config = &self.settings.config;
