@@ -11,15 +11,19 @@ impl Platform for Cpu {
 
     fn why(facts: &Facts, kernel: &Kernel) -> String {
         // What a kernel needs beyond all others is what it is chosen for.
-        match kernel.requires.last() {
-            None => format!(
-                "no kernel for a vector unit of this machine ({}): the portable one runs everywhere",
-                facts.host.arch
-            ),
-            Some(feature) => {
-                format!("the widest vector unit of this machine that it is written for ({feature})")
+        let unit = match kernel.requires.last().map(String::as_str) {
+            None => {
+                return format!(
+                    "no kernel is written for the vector unit of this machine ({}), and the portable one runs everywhere",
+                    facts.host.arch
+                );
             }
-        }
+            Some("avx512_vnni") => "AVX-512 with VNNI",
+            Some("avx512vl") => "AVX-512",
+            Some("f16c") => "AVX2 with FMA and F16C",
+            Some(other) => other,
+        };
+        format!("written for {unit}, the widest that this machine has a kernel for")
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Capabilities {

@@ -77,10 +77,9 @@ impl Platform for Cuda {
             }
         }
         if !facts.kernels.iter().any(|kernel| kernel.provider == "cuda") {
-            let names: Vec<_> = nvidia().map(|(_, device)| device.name.as_str()).collect();
             let found = format!(
                 "{} found, but this build has no cuda kernel",
-                names.join(", ")
+                counted(nvidia().map(|(_, device)| device.name.as_str()))
             );
             let fix = "none yet: the CUDA kernels are not written, and the model runs on the CPU"
                 .to_owned();
@@ -256,6 +255,22 @@ impl Platform for Cuda {
             memory_type: Some("VRAM".to_owned()),
         }
     }
+}
+
+/// Names, each once with how often it occurs: `8 of NVIDIA H100`.
+fn counted<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut counts: Vec<(&str, u32)> = Vec::new();
+    for name in names {
+        match counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, n)) => *n += 1,
+            None => counts.push((name, 1)),
+        }
+    }
+    let shown = counts.iter().map(|(name, n)| match n {
+        1 => (*name).to_owned(),
+        n => format!("{n} of {name}"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 export_platform!(Cuda);

@@ -27,6 +27,8 @@ pub struct Need<'a> {
     pub capability: Option<(u32, u32)>,
     /// The kernel that the user asked for: it goes first if it can serve.
     pub requested: Option<&'a str>,
+    /// The kernel that goes before better ranks, for a platform that knows better.
+    pub preferred: Option<&'a str>,
 }
 
 /// Ranks all kernels of an operation that can serve, best first, and rejects the others with every reason. `why` says
@@ -45,9 +47,11 @@ pub fn decide(facts: &Facts, need: &Need<'_>, why: impl FnOnce(&Kernel) -> Strin
         }
     }
     let requested = |kernel: &Kernel| need.requested == Some(kernel.id.as_str());
+    let preferred = |kernel: &Kernel| need.preferred == Some(kernel.id.as_str());
     valid.sort_by(|a, b| {
         requested(b)
             .cmp(&requested(a))
+            .then(preferred(b).cmp(&preferred(a)))
             .then(b.rank.cmp(&a.rank))
             .then(a.id.cmp(&b.id))
     });
@@ -77,11 +81,10 @@ pub fn reasons_against(facts: &Facts, kernel: &Kernel, need: &Need<'_>) -> Vec<S
     };
     let has = |list: &[String], wanted: &str| list.iter().any(|item| item == wanted);
     if kernel.provider != need.provider {
-        let provider = &kernel.provider;
-        return vec![match facts.devices.iter().any(|_| provider != "cpu") {
-            true => format!("provider {provider}, not {}", need.provider),
-            false => format!("provider {provider}: no device"),
-        }];
+        return vec![format!(
+            "runs on {}, and this platform serves {}",
+            kernel.provider, need.provider
+        )];
     }
     let missing: Vec<_> = kernel
         .requires

@@ -57,7 +57,7 @@ pub mod prelude {
     pub use crate::bindings::plinth::platform::types::*;
     pub use crate::export_platform;
     pub use crate::kernels::{Need, decide, reasons_against, takes_block};
-    pub use crate::platform::{Platform, one_cpu_a_core};
+    pub use crate::platform::{Platform, attention_need, block_of, one_cpu_a_core};
     pub use crate::short::{batch, descriptor, info, patch, reject, warn};
 }
 

@@ -206,6 +206,7 @@ pub fn attention_need<'a>(provider: &'a str, facts: &Facts, query: &'a Attention
         traits: &query.traits,
         capability: capability(facts, query.device),
         requested: query.requested.as_deref(),
+        preferred: None,
     }
 }
 

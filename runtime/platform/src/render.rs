@@ -13,6 +13,11 @@ const WIDTH: usize = 110;
 /// Where the text of a line begins.
 const INDENT: usize = 13;
 
+/// What was decided, by whom and why: `16 (cpu: the smallest)`.
+fn because(what: &str, by: &str, why: &str) -> String {
+    format!("{what} ({by}: {why})")
+}
+
 /// The plan.
 pub fn plan(plan: &Plan) -> String {
     let mut out = Page(String::new());
@@ -75,15 +80,13 @@ fn platform(plan: &Plan, out: &mut Page) {
         None => String::new(),
     };
     let text = format!(
-        "{} {} by {} ({}{digest}) · {} ({})",
-        chosen.id,
-        chosen.version,
-        chosen.vendor,
-        chosen.origin,
-        chosen.reason,
-        who(chosen.by, plan)
+        "{} {} by {}, {}{digest}",
+        chosen.id, chosen.version, chosen.vendor, chosen.origin
     );
-    out.line("platform", &text);
+    out.line(
+        "platform",
+        &because(&text, who(chosen.by, plan), &chosen.reason),
+    );
     let others = plan
         .probes
         .iter()
@@ -123,19 +126,18 @@ fn selections(plan: &Plan, out: &mut Page) {
             1 => "the only one".to_owned(),
             n => format!("1st of {n}"),
         };
-        let text = format!(
-            "{:<8} {} · {place}: {} ({})",
-            selection.subject,
-            selection.selected,
-            selection.reason,
-            who(selection.by, plan)
+        let what = format!("{:<8} {} · {place}", selection.subject, selection.selected);
+        let text = because(
+            what.trim_start(),
+            who(selection.by, plan),
+            &selection.reason,
         );
-        out.line(heading, text.trim_start());
-        // Decode is mostly decided as prefill was: the same reasons are not said twice.
+        out.line(heading, &text);
+        // Decode is mostly decided as prefill was, and one format as another: that is not said twice.
         let repeated = shown.iter().any(|earlier| {
             earlier.op == selection.op
-                && earlier.rejected == selection.rejected
                 && earlier.ranking == selection.ranking
+                && ids(&earlier.rejected).eq(ids(&selection.rejected))
         });
         if !repeated {
             let next: Vec<_> = selection
@@ -151,6 +153,10 @@ fn selections(plan: &Plan, out: &mut Page) {
         }
         shown.push(selection);
     }
+}
+
+fn ids(list: &[Rejected]) -> impl Iterator<Item = &str> {
+    list.iter().map(|rejected| rejected.id.as_str())
 }
 
 /// Kernels that were rejected for the same reasons share a line.
@@ -170,18 +176,23 @@ fn rejected(list: &[Rejected], out: &mut Page) {
 
 fn sizes(plan: &Plan, out: &mut Page) {
     let (memory, engine) = (&plan.memory, &plan.engine);
-    let block = format!(
-        "blocks of {} tokens ({}) · {} blocks, {} of {} each · {} tokens · {} ({})",
-        plan.block.block_size,
-        plan.block.reason,
-        count(memory.num_blocks.into()),
-        engine.kv_dtype,
-        bytes(memory.kv_block_bytes),
-        count(memory.kv_tokens),
-        memory.reason,
-        who(memory.by, plan)
+    let size = because(
+        &format!("blocks of {} tokens", plan.block.block_size),
+        &plan.platform.id,
+        &plan.block.reason,
     );
-    out.line("kv cache", &block);
+    let cache = because(
+        &format!(
+            "{} blocks, {} of {} each",
+            count(memory.num_blocks.into()),
+            engine.kv_dtype,
+            bytes(memory.kv_block_bytes)
+        ),
+        who(memory.by, plan),
+        &memory.reason,
+    );
+    out.line("kv cache", &size);
+    out.line("", &cache);
     let whole = memory.weights + memory.activations + memory.kv_bytes;
     let text = format!(
         "weights {} + activations up to {} + kv cache up to {} = {} of {} that may be taken ({} there: {})",
@@ -206,14 +217,12 @@ fn sizes(plan: &Plan, out: &mut Page) {
         ),
     );
     let threads = &plan.thread_reason;
-    let text = format!(
-        "{} · {} ({}) · {}",
-        plan.threads.workers,
-        threads.reason,
+    let workers = because(
+        &plan.threads.workers.to_string(),
         who(threads.by, plan),
-        threads.pinning
+        &threads.reason,
     );
-    out.line("threads", &text);
+    out.line("threads", &format!("{workers} · {}", threads.pinning));
     let graphs = plan
         .graphs
         .notes
@@ -225,16 +234,19 @@ fn sizes(plan: &Plan, out: &mut Page) {
     );
     out.line(
         "graphs",
-        &format!("{} · {why} ({})", mode.trim_matches('\''), plan.platform.id),
+        &because(mode.trim_matches('\''), &plan.platform.id, why),
     );
     let devices = plan.platform.devices.len();
-    if devices > 1 || plan.parallel.collective != "none" {
+    let used = engine.tensor_parallel * engine.pipeline_parallel;
+    if devices > 1 || used > 1 {
+        let (collective, executor) = (&plan.parallel.collective, &plan.parallel.executor);
+        let how = match used {
+            1 => "the parallel sizes are 1".to_owned(),
+            _ => format!("collectives by {collective}, {executor}"),
+        };
         out.line(
-            "parallel",
-            &format!(
-                "{} over {devices} devices, {}",
-                plan.parallel.collective, plan.parallel.executor
-            ),
+            "devices",
+            &because(&format!("{used} of {devices}"), "plinth", &how),
         );
     }
 }
@@ -260,13 +272,11 @@ fn settings(plan: &Plan, out: &mut Page) {
             None => String::new(),
         };
         let value = value.trim_matches('\'');
-        let text = format!(
-            "{:<18} {value}{wanted} · {} ({})",
-            setting.path,
-            setting.reason,
-            who(setting.by, plan)
+        let text = format!("{:<18} {value}{wanted}", setting.path);
+        out.line(
+            heading,
+            &because(&text, who(setting.by, plan), &setting.reason),
         );
-        out.line(heading, &text);
         heading = "";
     }
 }

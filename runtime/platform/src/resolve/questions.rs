@@ -345,14 +345,19 @@ impl Questions<'_> {
         let model_dtype = &self.model.dtype;
         let dtype = match self.settings.config.dtype.as_str() {
             "auto" => {
-                let (dtype, reason) = match dtypes.contains(model_dtype) {
+                // What a quantised model keeps in f32 (norms) says nothing of what it is computed in.
+                let own = self.model.quantization.is_none() || model_dtype != "f32";
+                let (dtype, reason) = match own && dtypes.contains(model_dtype) {
                     true => (model_dtype.clone(), "the model's own".to_owned()),
                     false => (
                         dtypes[0].clone(),
-                        format!(
-                            "the first of {}, which the platform computes in",
-                            listed(dtypes)
-                        ),
+                        match dtypes.as_slice() {
+                            [_] => "all that the platform computes in".to_owned(),
+                            _ => format!(
+                                "the first of {}, which the platform computes in",
+                                listed(dtypes)
+                            ),
+                        },
                     ),
                 };
                 self.settings.decide(

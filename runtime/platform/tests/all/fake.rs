@@ -7,6 +7,9 @@ use plinth_platform::policy::*;
 use plinth_platform::registry::{Candidate, Registry};
 use std::sync::{Arc, Mutex};
 
+/// Variables with their values.
+pub type Environment = Vec<(String, String)>;
+
 /// What a fake says differently from the floor. Copied for each registry.
 #[derive(Clone)]
 pub struct Fake {
@@ -19,7 +22,7 @@ pub struct Fake {
     pub attention: Option<Decision>,
     pub kv_bytes: Option<u64>,
     /// Every environment that it was shown.
-    pub seen_env: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    pub seen_env: Arc<Mutex<Vec<Environment>>>,
 }
 
 pub fn available(score: u32) -> Probe {
