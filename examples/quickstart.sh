@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-prompt=${1:-"What is the capital of France?"}
+prompt=${1:-"Explain in one sentence what a compiler does."}
 
 say() { printf '\n== %s\n' "$*" >&2; }
 

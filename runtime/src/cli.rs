@@ -129,7 +129,11 @@ and may have
 
 One result a line, in the order of the requests:
   id, ids, text, finish_reason, logprobs (a token: id, logprob, top), usage
-A line that is wrong gets {\"id\", \"line\", \"error\"} in its place; the others still run, and the exit code is 2.")]
+A line that is wrong gets {\"id\", \"line\", \"error\"} in its place; the others still run, and the exit code is 2.
+
+Examples:
+  echo '{\"prompt\": \"The capital of France is\", \"max_tokens\": 8}' | plinth batch model.gguf -
+  plinth batch model.gguf requests.jsonl -o results.jsonl")]
 pub struct BatchArgs {
     #[arg(help = MODEL_HELP)]
     pub model: PathBuf,
@@ -164,6 +168,10 @@ pub struct PlanArgs {
 
 /// `plinth facts`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth facts
+  plinth facts --json > machine.json      # to plan for this machine elsewhere, with --facts machine.json")]
 pub struct FactsArgs {
     /// Print them as JSON: what --facts reads
     #[arg(long)]
@@ -175,6 +183,10 @@ pub struct FactsArgs {
 
 /// `plinth doctor`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth doctor
+  plinth doctor model.gguf --plugin vendor.wasm --json")]
 pub struct DoctorArgs {
     /// Also open this model and plan it
     pub model: Option<PathBuf>,
@@ -206,6 +218,10 @@ pub struct TokenizeArgs {
 
 /// `plinth detokenize`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  plinth detokenize model.gguf 19556 905
+  echo '[[19556, 905]]' | plinth detokenize model.gguf --json")]
 pub struct DetokenizeArgs {
     #[arg(help = MODEL_HELP)]
     pub model: PathBuf,
@@ -226,6 +242,13 @@ pub struct DetokenizeArgs {
                         --context tokens that do not overlap, a short last one dropped; of each window the tokens of \
                         the second half are scored, given all before them."
 )]
+#[command(after_help = "\
+The method of llama.cpp: windows that do not overlap, and in each the positions from the middle on are scored (of 512:
+257 to 511).
+
+Examples:
+  plinth perplexity model.gguf --file text.txt
+  plinth perplexity model.gguf --file text.txt --context 512 --json")]
 pub struct PerplexityArgs {
     #[arg(help = MODEL_HELP)]
     pub model: PathBuf,

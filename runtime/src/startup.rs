@@ -15,6 +15,7 @@ use plinth_platform::plan::{KernelChoices, Plan};
 use plinth_platform::policy::EngineConfig;
 use plinth_platform::resolve::{Wishes, resolve};
 use plinth_text::{Algorithm, Tokenizer, Vocabulary};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -154,9 +155,14 @@ fn engine(file: &ModelFile, plan: &Plan, quiet: bool) -> Result<EngineHandle> {
         .context("the plan is for another machine than this one")
         .map_err(Failure::Refused)?;
     let workers = Workers::new(plan.threads.workers as usize, &plan.threads.cpus);
-    let workers = workers
-        .context("cannot start the worker threads")
-        .map_err(Failure::Failed)?;
+    let workers = workers.map_err(|error| match error.kind() {
+        // A thread cannot be put on a CPU that is not there.
+        ErrorKind::InvalidInput => {
+            let context = "the plan is for another machine than this one: it pins threads to CPUs that are not there";
+            Failure::Refused(anyhow::Error::new(error).context(context))
+        }
+        _ => Failure::Failed(anyhow::Error::new(error).context("cannot start the worker threads")),
+    })?;
     let options = options(plan)?;
     let progress = Progress::bytes("packing weights", quiet);
     let model = Model::load(

@@ -1,3 +1,8 @@
 //! The integration tests, one binary.
 
+mod answers;
+mod input;
+mod plans;
+mod reference;
+mod support;
 mod tidy;

@@ -218,7 +218,10 @@ impl Report {
             let Measured {
                 median, min, max, ..
             } = measured;
-            writeln!(out, "{what:<34} {median:>8.1} t/s   ({min:.1} to {max:.1})")
+            writeln!(
+                out,
+                "{what:<34} {median:>8.1} tokens/s   ({min:.1} to {max:.1})"
+            )
         };
         if let Some(prefill) = &self.prefill {
             line(format!("prefill    {} tokens", self.prompt_tokens), prefill)?;

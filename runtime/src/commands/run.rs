@@ -159,7 +159,7 @@ impl Spoken {
         let decode = match self.tokens {
             0 | 1 => String::new(),
             n => format!(
-                " · answer {n} tokens, {:.0} t/s",
+                " · answer {n} tokens, {:.0} tokens/s",
                 per_second(n - 1, self.rest)
             ),
         };
@@ -174,7 +174,7 @@ impl Spoken {
             .map(|(_, id)| id.as_str())
             .unwrap_or_default();
         format!(
-            "[{} {} · {} · {matmul} · {} threads · prompt {prefill}, {:.0} t/s{decode}{end}]",
+            "[{} {} · {} · {matmul} · {} threads · prompt {prefill}, {:.0} tokens/s{decode}{end}]",
             plan.platform.id,
             plan.platform.version,
             kernels.attention_decode,

@@ -58,7 +58,11 @@ pub enum Prompt {
 impl BatchRequest {
     /// Reads one line.
     pub fn parse(line: &str) -> anyhow::Result<Self> {
-        let request: Self = serde_json::from_str(line).context("not a valid request")?;
+        let mut json = serde_json::Deserializer::from_str(line);
+        // Says which field is wrong, which serde_json alone does not.
+        let request: Self =
+            serde_path_to_error::deserialize(&mut json).context("not a valid request")?;
+        json.end().context("not a valid request")?;
         if let Some(id) = &request.id {
             ensure!(
                 id.is_string() || id.is_number(),
