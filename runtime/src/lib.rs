@@ -15,4 +15,3 @@ mod session;
 pub mod startup;
 
 mod progress;
-mod units;

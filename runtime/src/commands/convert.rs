@@ -4,10 +4,10 @@ use crate::cli::{ConvertArgs, WeightType};
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
 use crate::startup;
-use crate::units::bytes;
 use anyhow::anyhow;
 use plinth_formats::convert::convert;
 use plinth_kernels::Format;
+use plinth_platform::text::bytes;
 
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {

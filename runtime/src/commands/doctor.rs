@@ -112,7 +112,7 @@ fn print(findings: &[Finding], out: &mut dyn Write) -> Result<()> {
 
 fn machine(facts: &Facts) -> Vec<Finding> {
     let budget = &facts.host.budget;
-    let memory = crate::units::bytes(budget.memory);
+    let memory = plinth_platform::text::bytes(budget.memory);
     let (verdict, fix) = match budget.memory {
         0..0x2000_0000 => (
             Verdict::Warning,
@@ -161,7 +161,7 @@ fn vector_unit(facts: &Facts) -> Finding {
 
 fn drivers(facts: &Facts) -> Vec<Finding> {
     let devices = facts.devices.iter().map(|device| {
-        let free = crate::units::bytes(device.memory_free);
+        let free = plinth_platform::text::bytes(device.memory_free);
         Finding::new(
             format!("device {}", device.index),
             Verdict::Good,

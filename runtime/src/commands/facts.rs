@@ -3,8 +3,8 @@
 use crate::cli::FactsArgs;
 use crate::error::{Failure, Result};
 use crate::startup;
-use crate::units::bytes;
 use plinth_platform::facts::{DeviceFacts, Facts, HostFacts};
+use plinth_platform::text::bytes;
 use std::io::Write;
 
 /// Runs the command.

@@ -2,9 +2,9 @@
 
 use crate::error::{Failure, Result};
 use crate::platforms;
-use crate::units::bytes;
 use plinth_host::{Inspection, inspect};
 use plinth_platform::policy::{Descriptor, Platform};
+use plinth_platform::text::bytes;
 use plinth_platform::text::visible;
 use serde::Serialize;
 use std::io::Write;
