@@ -3,6 +3,7 @@
 mod answers;
 mod input;
 mod plans;
+mod readme;
 mod reference;
 mod support;
 mod tidy;

@@ -108,11 +108,15 @@ pub fn plinth(args: &[&str]) -> Ran {
 }
 
 pub fn plinth_with(args: &[&str], input: &str, env: &[(&str, &str)]) -> Ran {
+    plinth_in(&root(), args, input, env)
+}
+
+pub fn plinth_in(folder: &Path, args: &[&str], input: &str, env: &[(&str, &str)]) -> Ran {
     let home = temporary("home");
     std::fs::create_dir_all(&home).expect("a folder can be made");
     let mut child = Command::new(env!("CARGO_BIN_EXE_plinth"))
         .args(args)
-        .current_dir(root())
+        .current_dir(folder)
         .env("HOME", home)
         .env_remove("XDG_CACHE_HOME")
         .env_remove("XDG_DATA_HOME")

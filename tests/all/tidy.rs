@@ -122,6 +122,46 @@ fn rooms_do_not_look_where_they_must_not() {
     );
 }
 
+/// What ARCHITECTURE.md says of who knows whom is what Cargo is told.
+#[test]
+fn rooms_know_whom_the_map_says() {
+    let map = std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("the map can be read");
+    let edges = map
+        .lines()
+        .filter(|line| line.contains('←'))
+        .flat_map(|line| line.split("   "));
+    let mut seen = 0;
+    for edge in edges.map(str::trim).filter(|edge| !edge.is_empty()) {
+        let (room, known) = edge.split_once(" ← ").expect("a room and whom it knows");
+        let folder = match room {
+            "kernels" => "native-kernels".to_owned(),
+            room => format!("runtime/{room}"),
+        };
+        let manifest = std::fs::read_to_string(root().join(folder).join("Cargo.toml"));
+        let manifest = manifest.unwrap_or_else(|error| panic!("{room}: {error}"));
+        let section = manifest.split("[dependencies]").nth(1).unwrap_or_default();
+        let section = section.split("\n[").next().unwrap_or_default();
+        let names = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("plinth-"));
+        let mut found: Vec<_> = names
+            .filter_map(|line| line.split(['.', ' ']).next())
+            .collect();
+        let mut said: Vec<_> = known
+            .split(", ")
+            .filter(|name| *name != "nothing")
+            .collect();
+        found.sort_unstable();
+        said.sort_unstable();
+        assert_eq!(
+            found, said,
+            "{room}: what its Cargo.toml has, and what the map says"
+        );
+        seen += 1;
+    }
+    assert_eq!(seen, 6, "every room under runtime, and the kernels");
+}
+
 #[test]
 fn no_test_sleeps_or_is_ignored() {
     let mut found = Vec::new();
