@@ -34,12 +34,15 @@ impl Progress {
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
         );
-        bar.enable_steady_tick(Duration::from_millis(200));
         Self(bar)
     }
 
     /// Shows `done` of `total`.
     pub fn set(&self, done: u64, total: u64) {
+        // Until the work has told its length there is nothing to show.
+        if self.0.length() == Some(0) {
+            self.0.enable_steady_tick(Duration::from_millis(200));
+        }
         self.0.set_length(total);
         self.0.set_position(done);
     }

@@ -254,6 +254,21 @@ fn conversion_keeps_the_model() {
             "{model}: {text}"
         );
     }
+    // Said once, where and why.
+    let nowhere = plinth(&[
+        "convert",
+        &model(),
+        "no/such/folder/x.gguf",
+        "--type",
+        "q8_0",
+    ]);
+    assert_eq!(
+        nowhere.err.matches("os error").count(),
+        1,
+        "{}",
+        nowhere.err
+    );
+    nowhere.fails(2, &["no/such/folder/x.gguf"]);
     // What is there is not replaced unasked.
     plinth(&["convert", &folder, &q8, "--type", "q8_0", "-q"]).fails(2, &[&q8, "--force"]);
 }

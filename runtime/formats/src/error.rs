@@ -99,14 +99,8 @@ impl fmt::Display for FormatError {
     }
 }
 
-impl std::error::Error for FormatError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.problem {
-            Problem::Io { error, .. } => Some(error),
-            Problem::Field { .. } => None,
-        }
-    }
-}
+/// Without a source: what the operating system says is part of the text already.
+impl std::error::Error for FormatError {}
 
 /// Text of a file as it may be shown: escaped and cut, since a broken file can hold anything.
 pub(crate) fn shown(text: &str) -> String {
