@@ -6,7 +6,7 @@ mod build_guests;
 use build_guests::build_guests;
 use std::path::{Path, PathBuf};
 
-const BUILT_IN: [&str; 2] = ["cpu", "cuda"];
+const BUILT_IN: [&str; 5] = ["cpu", "cuda", "rocm", "tpu", "xpu"];
 
 fn main() {
     println!("cargo::rerun-if-changed=guest-plugins");

@@ -1,6 +1,6 @@
 //! Every kernel of this build, as facts.
 
-use plinth_platform::facts::{BlockSize, GraphSupport, Kernel};
+use plinth_platform::facts::{BlockSize, GraphSupport, HeadRange, HeadSize, Kernel};
 
 /// Weight formats whose elements are floating-point numbers.
 const FLOAT: &[&str] = &["f32", "f16", "bf16"];
@@ -114,7 +114,12 @@ fn attention(tier: &Tier) -> Kernel {
             "prefill",
             "sliding-window",
         ]),
-        kv_layout: Some("paged-tile16".to_owned()),
+        kv_layouts: names(&["paged-tile16"]),
+        head_sizes: vec![HeadSize::Range(HeadRange {
+            least: 8,
+            most: 256,
+            multiple_of: 8,
+        })],
         ..kernel(tier, "attention", "attention".to_owned(), tier.rank)
     }
 }
@@ -149,7 +154,7 @@ fn kernel(tier: &Tier, op: &str, name: String, rank: u32) -> Kernel {
         requires: names(tier.requires),
         traits: Vec::new(),
         graph: GraphSupport::Never,
-        kv_layout: None,
+        kv_layouts: Vec::new(),
         rank,
     }
 }

@@ -155,10 +155,18 @@ pub struct BatchArgs {
 Examples:
   plinth plan model.gguf
   plinth plan model.gguf --facts tests/facts/h100-box.json
-  plinth plan model.gguf --plugin vendor.wasm --json")]
+  plinth plan model.gguf --plugin vendor.wasm --json
+  plinth plan --model-facts llama-70b.json --facts h100.json --catalogue vllm-0.22.1    what vLLM would run there")]
 pub struct PlanArgs {
-    #[arg(help = MODEL_HELP)]
-    pub model: PathBuf,
+    #[arg(help = MODEL_HELP, required_unless_present = "model_facts")]
+    pub model: Option<PathBuf>,
+    /// Plan for the model in this file of facts, of which no weights need be here
+    #[arg(long, value_name = "FILE", conflicts_with = "model")]
+    pub model_facts: Option<PathBuf>,
+    /// Choose from these kernels: plinth (the default), vllm-0.22.1 (its build for the machine's devices), one build of
+    /// it (vllm-0.22.1/cuda, /rocm, /xpu, /tpu, /gaudi, /cpu), or those in a file
+    #[arg(long, value_name = "NAME")]
+    pub catalogue: Option<String>,
     /// Print the whole plan as JSON
     #[arg(long)]
     pub json: bool,
@@ -381,5 +389,29 @@ The answer comes with the question in full: any of its fields may be given in --
         /// Facts from a file instead of this machine's
         #[arg(long, value_name = "FILE")]
         facts: Option<PathBuf>,
+        /// Kernels to choose from, as for `plinth plan`
+        #[arg(long, value_name = "NAME")]
+        catalogue: Option<String>,
+    },
+    /// Ask platforms what was recorded, and compare every answer
+    #[command(after_help = "\
+Examples:
+  plinth plugin replay --vectors decisions.jsonl.gz                  vLLM's recorded decisions, by the built-in platforms
+  plinth plugin replay --vectors decisions.jsonl.gz --plugin vendor.wasm --show-mismatches 5
+
+Exits with 0 only if all answers are equal, and with 1 if one is not.")]
+    Replay {
+        /// Decisions of vLLM, one a line: {\"kind\", \"in\", \"out\"}; may be compressed by gzip
+        #[arg(long, value_name = "FILE")]
+        vectors: PathBuf,
+        /// Ask this platform alone: a component file, or the id of a built-in one
+        #[arg(long, value_name = "PLUGIN")]
+        plugin: Option<String>,
+        /// Show this many of the answers that differ
+        #[arg(long, value_name = "N", default_value_t = 3)]
+        show_mismatches: usize,
+        /// Print the counts, and what differs, as JSON
+        #[arg(long)]
+        json: bool,
     },
 }

@@ -10,6 +10,7 @@ pub mod error;
 
 mod answer;
 mod builtin;
+mod catalogue;
 mod platforms;
 mod session;
 pub mod startup;

@@ -1,5 +1,6 @@
 //! The composition root: facts, platforms, plan, kernels, model, engine, in this order.
 
+use crate::catalogue;
 use crate::cli::{EngineArgs, PlatformArgs};
 use crate::error::{Failure, Result};
 use crate::platforms;
@@ -10,11 +11,12 @@ use plinth_engine::{Engine, EngineHandle, EngineOptions, Model};
 use plinth_formats::{ModelFile, TokenizerSource};
 use plinth_kernels::detect::{Source, detect};
 use plinth_kernels::{KernelSet, KvDtype, Selection, Workers};
-use plinth_platform::facts::Facts;
+use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::plan::{KernelChoices, Plan};
 use plinth_platform::policy::EngineConfig;
 use plinth_platform::resolve::{Wishes, resolve};
 use plinth_text::{Algorithm, Tokenizer, Vocabulary};
+use serde::de::DeserializeOwned;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,24 +31,43 @@ pub fn start(model: &Path, args: &EngineArgs, quiet: bool) -> Result<Session> {
 }
 
 /// The facts of this machine, or of the one in a file.
-pub fn facts(file: Option<&Path>) -> Result<Facts> {
-    let mut facts = match file {
-        None => detect(&Source::this_machine()),
-        Some(path) => {
-            let shown = path.display();
-            let text = std::fs::read(path)
-                .with_context(|| format!("cannot read '{shown}'"))
-                .map_err(Failure::Input)?;
-            let facts = serde_json::from_slice(&text);
-            facts
-                .with_context(|| format!("'{shown}' does not hold facts"))
-                .map_err(Failure::Input)?
-        }
-    };
-    if facts.kernels.is_empty() {
-        facts.kernels = plinth_kernels::catalog();
+pub fn facts(file: Option<&Path>) -> Result<Arc<Facts>> {
+    let mut facts = bare_facts(file)?;
+    catalogue::own(&mut facts);
+    Ok(Arc::new(facts))
+}
+
+/// The same, to choose from a catalogue: `plinth`, that of another engine, or one in a file.
+pub fn facts_of(file: Option<&Path>, catalogue: Option<&str>) -> Result<Arc<Facts>> {
+    let mut facts = bare_facts(file)?;
+    match catalogue {
+        Some(name) => catalogue::apply(&mut facts, name)?,
+        None => catalogue::own(&mut facts),
     }
-    Ok(facts)
+    Ok(Arc::new(facts))
+}
+
+fn bare_facts(file: Option<&Path>) -> Result<Facts> {
+    match file {
+        None => Ok(detect(&Source::this_machine())),
+        Some(path) => read_json(path, "facts"),
+    }
+}
+
+/// Reads the facts of a model from a file, in place of the model.
+pub fn model_facts(path: &Path) -> Result<ModelFacts> {
+    read_json(path, "facts of a model")
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path, what: &str) -> Result<T> {
+    let shown = path.display();
+    let text = std::fs::read(path)
+        .with_context(|| format!("cannot read '{shown}'"))
+        .map_err(Failure::Input)?;
+    let reader = &mut serde_json::Deserializer::from_slice(&text);
+    serde_path_to_error::deserialize(reader)
+        .with_context(|| format!("'{shown}' does not hold {what}"))
+        .map_err(Failure::Input)
 }
 
 /// Opens a model file.
@@ -98,12 +119,18 @@ fn tokenizer_of(file: &ModelFile) -> Result<Tokenizer> {
 /// Resolves the plan for a model.
 pub fn plan(file: &ModelFile, args: &EngineArgs) -> Result<Plan> {
     let facts = facts(args.platform.facts.as_deref())?;
-    let mut registry = platforms::registry(&args.platform)?;
-    let wishes = wishes(args);
-    resolve(&mut registry, &facts, &file.facts(), &wishes).map_err(Failure::refused)
+    plan_for(&facts, &file.facts(), args)
 }
 
-fn wishes(args: &EngineArgs) -> Wishes {
+/// Resolves the plan for facts.
+pub fn plan_for(facts: &Arc<Facts>, model: &ModelFacts, args: &EngineArgs) -> Result<Plan> {
+    let mut registry = platforms::registry(&args.platform)?;
+    let wishes = wishes(args);
+    resolve(&mut registry, facts, model, &wishes).map_err(Failure::refused)
+}
+
+/// What the flags ask for.
+pub fn wishes(args: &EngineArgs) -> Wishes {
     let EngineArgs {
         platform:
             PlatformArgs {
@@ -136,6 +163,7 @@ fn wishes(args: &EngineArgs) -> Wishes {
         args.kv_cache_memory => kv_bytes, "kv-bytes";
         args.memory_utilization => memory_utilization, "memory-utilization";
         args.attention_kernel => attention_backend, "attention-backend";
+        args.tensor_parallel => tensor_parallel, "tensor-parallel";
         args.no_prefix_caching.then_some(false) => prefix_caching, "prefix-caching";
         args.no_chunked_prefill.then_some(false) => chunked_prefill, "chunked-prefill";
     }

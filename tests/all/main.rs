@@ -5,5 +5,6 @@ mod input;
 mod plans;
 mod readme;
 mod reference;
+mod replay;
 mod support;
 mod tidy;

@@ -77,7 +77,7 @@ impl Platform for Acme {
     fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
         let need = Need {
             preferred: appliance(facts).map(|known| known.attention),
-            ..attention_need("cpu", facts, query)
+            ..attention_need("cpu", query)
         };
         decide(facts, &need, |kernel| {
             match Some(kernel.id.as_str()) == need.preferred {

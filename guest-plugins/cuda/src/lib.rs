@@ -1,8 +1,13 @@
 //! The built-in platform `cuda`: NVIDIA devices of compute capability 8.0 and newer.
 //!
-//! It chooses among kernels of the provider `cuda`. Where the catalogue has none, it says so and is unavailable.
+//! It chooses among kernels of the provider `cuda`. Where the catalogue has none, it says so and is unavailable. Asked about
+//! vLLM's kernels, it decides as vLLM does, and serves what vLLM serves.
 
+mod vllm;
+
+use plinth_sdk::accelerator::{counted, memory_left, parallel};
 use plinth_sdk::prelude::*;
+use plinth_sdk::vllm as of_vllm;
 
 struct Cuda;
 
@@ -17,15 +22,20 @@ fn device(facts: &Facts, index: u32) -> Option<&DeviceFacts> {
 }
 
 /// Why a device cannot serve.
-fn against(device: &DeviceFacts) -> Option<String> {
+fn against(facts: &Facts, device: &DeviceFacts) -> Option<String> {
     let name = &device.name;
+    let oldest = match of_vllm::asks(facts) {
+        // Its wheels are compiled for Volta and newer.
+        true => (7, 0),
+        false => OLDEST,
+    };
     match device.capability {
         None => Some(format!(
             "device {} ({name}): its compute capability is unknown",
             device.index
         )),
-        Some(has) if has < OLDEST => {
-            let ((major, minor), (least, _)) = (has, OLDEST);
+        Some(has) if has < oldest => {
+            let ((major, minor), (least, _)) = (has, oldest);
             Some(format!(
                 "device {} ({name}): compute capability {major}.{minor}, expected at least {least}.0",
                 device.index
@@ -71,15 +81,16 @@ impl Platform for Cuda {
         }
         let (mut devices, mut reasons) = (Vec::new(), Vec::new());
         for (position, device) in nvidia() {
-            match against(device) {
+            match against(facts, device) {
                 None => devices.push(position as u32),
                 Some(reason) => reasons.push(reject("old-device", reason, None)),
             }
         }
         if !facts.kernels.iter().any(|kernel| kernel.provider == "cuda") {
             let found = format!(
-                "{} found, but this build has no cuda kernel",
-                counted(nvidia().map(|(_, device)| device.name.as_str()))
+                "{} found, but this build of {} has no cuda kernel",
+                counted(nvidia().map(|(_, device)| device.name.as_str())),
+                facts.engine.name
             );
             let fix = "none yet: the CUDA kernels are not written, and the model runs on the CPU"
                 .to_owned();
@@ -106,28 +117,39 @@ impl Platform for Cuda {
         }
     }
 
-    fn device_capabilities(facts: &Facts, index: u32) -> Capabilities {
+    fn device_capabilities(facts: &Facts, index: u32) -> Result<Capabilities, Diagnostic> {
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let capability = device(facts, index)
             .and_then(|device| device.capability)
             .unwrap_or(OLDEST);
         // FP8 in the tensor cores came with Ada, 8.9.
         let fp8 = capability >= (8, 9);
-        let mut kv_dtypes = names(&["bf16", "f16", "f32"]);
-        kv_dtypes.extend(fp8.then(|| "fp8".to_owned()));
         let pinned = (!facts.host.wsl).then(|| "pinned-memory".to_owned());
-        Capabilities {
-            dtypes: names(&["bf16", "f16", "f32"]),
+        let (dtypes, kv_dtypes) = match of_vllm::asks(facts) {
+            true => (vllm::dtypes(capability), names(&of_vllm::KV_DTYPES)),
+            false => {
+                let mut kv_dtypes = names(&["bf16", "f16", "f32"]);
+                kv_dtypes.extend(fp8.then(|| "fp8".to_owned()));
+                (names(&["bf16", "f16", "f32"]), kv_dtypes)
+            }
+        };
+        let features = ["sleep", "hybrid-kv", "custom-allreduce"];
+        Ok(Capabilities {
+            dtypes,
             kv_dtypes,
             quantization: None,
             fp8_format: fp8.then(|| "e4m3fn".to_owned()),
             graph: true,
-            features: pinned.into_iter().chain(["sleep".to_owned()]).collect(),
-        }
+            features: pinned.into_iter().chain(names(&features)).collect(),
+            capability: None,
+        })
     }
 
-    /// vLLM's defaults for a server: more on large devices, but for the A100, which was measured to gain nothing.
-    fn batch_defaults(facts: &Facts, _: &str, _: u32) -> BatchPlan {
+    /// vLLM's defaults for a server, in bulk too: more on large devices, but for the A100, which gains nothing.
+    fn batch_defaults(facts: &Facts, usage: &str, _: u32) -> BatchPlan {
+        if of_vllm::asks(facts) {
+            return of_vllm::batch_defaults(facts, usage);
+        }
         let large = |device: &DeviceFacts| {
             device.memory_total >= LARGE && !device.name.to_ascii_lowercase().contains("a100")
         };
@@ -147,14 +169,54 @@ impl Platform for Cuda {
         }
     }
 
-    fn check_config(facts: &Facts, _: &ModelFacts, config: &EngineConfig) -> CheckResult {
+    fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
+        match of_vllm::asks(facts) {
+            true => vllm::default_config(facts, model, config),
+            false => Vec::new(),
+        }
+    }
+
+    fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
+        match of_vllm::asks(facts) {
+            true => of_vllm::linear::kernel_priority(facts, "cuda", op, shape, None),
+            false => best_rank::<Self>(facts, op, shape),
+        }
+    }
+
+    fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        match of_vllm::asks(facts) {
+            true => vllm::select_attention(facts, query),
+            false => decide(facts, &attention_need("cuda", query), |kernel| {
+                Self::why(facts, kernel)
+            }),
+        }
+    }
+
+    fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        match of_vllm::asks(facts) {
+            true => vllm::select_vision_attention(facts, query),
+            false => Self::select_attention(facts, query),
+        }
+    }
+
+    fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
+        match of_vllm::asks(facts) {
+            true => vllm::choose_block_size(facts, query),
+            false => block_of(facts, query, &SMALLEST_FIRST, SMALLEST),
+        }
+    }
+
+    fn check_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> CheckResult {
         let have = facts
             .devices
             .iter()
-            .filter(|device| device.vendor == "nvidia" && against(device).is_none())
+            .filter(|device| device.vendor == "nvidia" && against(facts, device).is_none())
             .count();
         let want = config.tensor_parallel as usize * config.pipeline_parallel as usize;
-        let mut diagnostics = Vec::new();
+        let mut diagnostics = match of_vllm::asks(facts) {
+            true => vllm::findings(facts, model, config),
+            false => Vec::new(),
+        };
         if want > have {
             let fix = Some(format!("lower the parallel sizes to {have} devices"));
             diagnostics.push(reject(
@@ -183,12 +245,11 @@ impl Platform for Cuda {
         }
     }
 
-    fn plan_graphs(
-        _: &Facts,
-        config: &EngineConfig,
-        weakest: GraphSupport,
-    ) -> Result<GraphPlan, Diagnostic> {
-        let (mode, why) = match weakest {
+    fn plan_graphs(facts: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
+        if of_vllm::asks(facts) {
+            return vllm::plan_graphs(facts, query);
+        }
+        let (mode, why) = match query.weakest {
             GraphSupport::Never => (GraphMode::None, "the attention kernel cannot be captured"),
             GraphSupport::SingleTokenDecode => (
                 GraphMode::FullDecodeOnly,
@@ -200,7 +261,7 @@ impl Platform for Cuda {
             ),
         };
         // 1, 2, 4, then every 8th up to twice the sequences, at most 512.
-        let most = (2 * config.max_num_seqs).min(512);
+        let most = (2 * query.config.max_num_seqs).min(512);
         let sizes = [1, 2, 4].into_iter().chain((8..=most).step_by(8));
         let capture_sizes = if mode == GraphMode::None {
             Vec::new()
@@ -220,33 +281,11 @@ impl Platform for Cuda {
         index: u32,
         used: u64,
     ) -> Result<u64, Diagnostic> {
-        let Some(device) = device(facts, index) else {
-            return Err(reject(
-                "no-device",
-                format!("there is no device {index}"),
-                None,
-            ));
-        };
-        let usable = (device.memory_free as f64 * config.memory_utilization) as u64;
-        Ok(usable.saturating_sub(used))
+        memory_left(facts, config, index, used)
     }
 
     fn plan_parallel(_: &Facts, config: &EngineConfig) -> ParallelPlan {
-        let world = config.tensor_parallel * config.pipeline_parallel;
-        let name = |several: &str, one: &str| {
-            if world > 1 {
-                several.to_owned()
-            } else {
-                one.to_owned()
-            }
-        };
-        ParallelPlan {
-            collective: name("nccl", "none"),
-            custom_allreduce: world > 1 && config.custom_allreduce,
-            executor: name("multi-process", "in-process"),
-            gather: name("gather", "none"),
-            notes: Vec::new(),
-        }
+        parallel(config, "nccl", true)
     }
 
     fn plan_kv_transfer(_: &Facts) -> KvTransferPlan {
@@ -255,22 +294,6 @@ impl Platform for Cuda {
             memory_type: Some("VRAM".to_owned()),
         }
     }
-}
-
-/// Names, each once with how often it occurs: `8 of NVIDIA H100`.
-fn counted<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    let mut counts: Vec<(&str, u32)> = Vec::new();
-    for name in names {
-        match counts.iter_mut().find(|(known, _)| *known == name) {
-            Some((_, n)) => *n += 1,
-            None => counts.push((name, 1)),
-        }
-    }
-    let shown = counts.iter().map(|(name, n)| match n {
-        1 => (*name).to_owned(),
-        n => format!("{n} of {name}"),
-    });
-    shown.collect::<Vec<_>>().join(", ")
 }
 
 export_platform!(Cuda);

@@ -235,6 +235,7 @@ impl Platform for Hostile {
             field: field.to_owned(),
             op: op.to_owned(),
             operand: operand.to_owned(),
+            prompts: None,
             message: "because".to_owned(),
         };
         match attack(facts) {

@@ -3,10 +3,23 @@
 use crate::platform::Platform;
 use crate::prelude::{
     AttentionQuery, BatchPlan, BlockPlan, BlockQuery, Capabilities, CheckResult, Decision,
-    Descriptor, Diagnostic, EngineConfig, Facts, GraphPlan, GraphSupport, Guest, KvTransferPlan,
+    Descriptor, Diagnostic, EngineConfig, Facts, GraphPlan, GraphQuery, Guest, KvTransferPlan,
     ModelFacts, OpShape, ParallelPlan, Patch, ProbeResult, Rule, ThreadPlan,
 };
+use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::rc::Rc;
+
+thread_local! {
+    /// What was probed last. A component has one thread.
+    static FACTS: RefCell<Option<Rc<Facts>>> = const { RefCell::new(None) };
+}
+
+/// The facts that a question is about.
+fn facts() -> Rc<Facts> {
+    let known = FACTS.with_borrow(Clone::clone);
+    known.expect("the host probes before it asks")
+}
 
 /// A platform as a component exports it.
 pub struct Exported<P>(PhantomData<P>);
@@ -17,66 +30,64 @@ impl<P: Platform> Guest for Exported<P> {
     }
 
     fn probe(f: Facts) -> ProbeResult {
-        P::probe(&f)
+        let answer = P::probe(&f);
+        FACTS.set(Some(Rc::new(f)));
+        answer
     }
 
-    fn device_capabilities(f: Facts, device: u32) -> Capabilities {
-        P::device_capabilities(&f, device)
+    fn device_capabilities(device: u32) -> Result<Capabilities, Diagnostic> {
+        P::device_capabilities(&facts(), device)
     }
 
-    fn batch_defaults(f: Facts, usage: String, world_size: u32) -> BatchPlan {
-        P::batch_defaults(&f, &usage, world_size)
+    fn batch_defaults(usage: String, world_size: u32) -> BatchPlan {
+        P::batch_defaults(&facts(), &usage, world_size)
     }
 
-    fn default_config(f: Facts, m: ModelFacts, c: EngineConfig) -> Vec<Patch> {
-        P::default_config(&f, &m, &c)
+    fn default_config(m: ModelFacts, c: EngineConfig) -> Vec<Patch> {
+        P::default_config(&facts(), &m, &c)
     }
 
-    fn check_config(f: Facts, m: ModelFacts, c: EngineConfig) -> CheckResult {
-        P::check_config(&f, &m, &c)
+    fn check_config(m: ModelFacts, c: EngineConfig) -> CheckResult {
+        P::check_config(&facts(), &m, &c)
     }
 
-    fn select_attention(f: Facts, q: AttentionQuery) -> Decision {
-        P::select_attention(&f, &q)
+    fn select_attention(q: AttentionQuery) -> Decision {
+        P::select_attention(&facts(), &q)
     }
 
-    fn select_vision_attention(f: Facts, q: AttentionQuery) -> Decision {
-        P::select_vision_attention(&f, &q)
+    fn select_vision_attention(q: AttentionQuery) -> Decision {
+        P::select_vision_attention(&facts(), &q)
     }
 
-    fn choose_block_size(f: Facts, q: BlockQuery) -> Result<BlockPlan, Diagnostic> {
-        P::choose_block_size(&f, &q)
+    fn choose_block_size(q: BlockQuery) -> Result<BlockPlan, Diagnostic> {
+        P::choose_block_size(&facts(), &q)
     }
 
-    fn kernel_priority(f: Facts, op: String, shape: OpShape) -> Decision {
-        P::kernel_priority(&f, &op, &shape)
+    fn kernel_priority(op: String, shape: OpShape) -> Decision {
+        P::kernel_priority(&facts(), &op, &shape)
     }
 
-    fn plan_graphs(
-        f: Facts,
-        c: EngineConfig,
-        weakest: GraphSupport,
-    ) -> Result<GraphPlan, Diagnostic> {
-        P::plan_graphs(&f, &c, weakest)
+    fn plan_graphs(q: GraphQuery) -> Result<GraphPlan, Diagnostic> {
+        P::plan_graphs(&facts(), &q)
     }
 
-    fn plan_memory(f: Facts, c: EngineConfig, device: u32, used: u64) -> Result<u64, Diagnostic> {
-        P::plan_memory(&f, &c, device, used)
+    fn plan_memory(c: EngineConfig, device: u32, used: u64) -> Result<u64, Diagnostic> {
+        P::plan_memory(&facts(), &c, device, used)
     }
 
-    fn plan_threads(f: Facts, ranks: u32) -> Result<ThreadPlan, Diagnostic> {
-        P::plan_threads(&f, ranks)
+    fn plan_threads(ranks: u32) -> Result<ThreadPlan, Diagnostic> {
+        P::plan_threads(&facts(), ranks)
     }
 
-    fn plan_parallel(f: Facts, c: EngineConfig) -> ParallelPlan {
-        P::plan_parallel(&f, &c)
+    fn plan_parallel(c: EngineConfig) -> ParallelPlan {
+        P::plan_parallel(&facts(), &c)
     }
 
-    fn plan_kv_transfer(f: Facts) -> KvTransferPlan {
-        P::plan_kv_transfer(&f)
+    fn plan_kv_transfer() -> KvTransferPlan {
+        P::plan_kv_transfer(&facts())
     }
 
-    fn request_rules(f: Facts, c: EngineConfig) -> Vec<Rule> {
-        P::request_rules(&f, &c)
+    fn request_rules(c: EngineConfig) -> Vec<Rule> {
+        P::request_rules(&facts(), &c)
     }
 }

@@ -1,6 +1,9 @@
 //! Choosing among the kernels of the catalogue, with every reason.
 
-use crate::prelude::{BlockSize, Choice, Decision, Facts, Kernel, Rejected, info};
+use crate::prelude::{
+    BlockSize, Choice, Decision, Facts, HeadRange, HeadSize, Kernel, Refusal, Rejected, info,
+};
+use crate::requirement::{Capability, unmet};
 
 /// What a kernel is needed for. What is `None` does not matter.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,9 +26,11 @@ pub struct Need<'a> {
     pub format: Option<&'a str>,
     /// What else must hold of it.
     pub traits: &'a [String],
-    /// Compute capability of the device, for kernels that require `sm_XY`.
-    pub capability: Option<(u32, u32)>,
-    /// The kernel that the user asked for: it goes first if it can serve.
+    /// Positions of the devices that may be used, for kernels that require one.
+    pub devices: &'a [u32],
+    /// Their compute capability, where it is not that of the facts.
+    pub capability: Option<Capability>,
+    /// The kernel that the user asked for: it is selected if it can serve.
     pub requested: Option<&'a str>,
     /// The kernel that goes before better ranks, for a platform that knows better.
     pub preferred: Option<&'a str>,
@@ -49,14 +54,18 @@ pub fn decide(facts: &Facts, need: &Need<'_>, why: impl FnOnce(&Kernel) -> Strin
     let requested = |kernel: &Kernel| need.requested == Some(kernel.id.as_str());
     let preferred = |kernel: &Kernel| need.preferred == Some(kernel.id.as_str());
     valid.sort_by(|a, b| {
-        requested(b)
-            .cmp(&requested(a))
-            .then(preferred(b).cmp(&preferred(a)))
+        preferred(b)
+            .cmp(&preferred(a))
             .then(b.rank.cmp(&a.rank))
             .then(a.id.cmp(&b.id))
     });
-    let Some(&best) = valid.first() else {
-        return Decision::NothingValid(rejected);
+    let asked_for = valid.iter().find(|kernel| requested(kernel));
+    let Some(&best) = asked_for.or(valid.first()) else {
+        return Decision::Refused(Refusal {
+            message: format!("no kernel of the catalogue can do {} here", need.op),
+            ranking: Vec::new(),
+            rejected,
+        });
     };
     let why = if requested(best) {
         "it was asked for".to_owned()
@@ -86,13 +95,8 @@ pub fn reasons_against(facts: &Facts, kernel: &Kernel, need: &Need<'_>) -> Vec<S
             kernel.provider, need.provider
         )];
     }
-    let missing: Vec<_> = kernel
-        .requires
-        .iter()
-        .filter(|wanted| !is_met(wanted, facts, need.capability))
-        .collect();
+    let missing = unmet(&kernel.requires, facts, need.devices, need.capability);
     unless(missing.is_empty(), &|| {
-        let missing: Vec<_> = missing.iter().map(|s| s.as_str()).collect();
         format!("requires {}, which this machine lacks", missing.join(", "))
     });
     let phases = match need.phase {
@@ -118,11 +122,7 @@ pub fn reasons_against(facts: &Facts, kernel: &Kernel, need: &Need<'_>) -> Vec<S
         }
     }
     if let Some(size) = need.head_size {
-        let fits = match kernel.head_sizes.as_slice() {
-            [] => (8..=256).contains(&size) && size.is_multiple_of(8),
-            sizes => sizes.contains(&size),
-        };
-        unless(fits, &|| {
+        unless(takes_head(kernel, size), &|| {
             format!("head size {size}: it takes {}", head_sizes(kernel))
         });
     }
@@ -136,18 +136,38 @@ pub fn reasons_against(facts: &Facts, kernel: &Kernel, need: &Need<'_>) -> Vec<S
             format!("lacks the trait {wanted}")
         });
     }
+    for only in kernel.traits.iter().filter_map(|t| t.strip_prefix("only:")) {
+        unless(has(need.traits, only), &|| {
+            format!("serves {only} and nothing else")
+        });
+    }
     reasons
 }
 
 fn head_sizes(kernel: &Kernel) -> String {
-    match kernel.head_sizes.as_slice() {
-        [] => "multiples of 8 up to 256".to_owned(),
-        sizes => sizes
-            .iter()
-            .map(u32::to_string)
-            .collect::<Vec<_>>()
-            .join(", "),
-    }
+    let shown = kernel.head_sizes.iter().map(|size| match size {
+        HeadSize::Exact(only) => only.to_string(),
+        HeadSize::Range(range) => format!(
+            "multiples of {} from {} to {}",
+            range.multiple_of, range.least, range.most
+        ),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+/// Does the kernel take heads of this width?
+pub fn takes_head(kernel: &Kernel, width: u32) -> bool {
+    let accepts = |size: &HeadSize| match *size {
+        HeadSize::Exact(only) => width == only,
+        HeadSize::Range(HeadRange {
+            least,
+            most,
+            multiple_of,
+        }) => {
+            (least..=most).contains(&width) && multiple_of > 0 && width.is_multiple_of(multiple_of)
+        }
+    };
+    kernel.head_sizes.is_empty() || kernel.head_sizes.iter().any(accepts)
 }
 
 /// Does the kernel take KV blocks of this many tokens?
@@ -157,14 +177,4 @@ pub fn takes_block(kernel: &Kernel, tokens: u32) -> bool {
         BlockSize::MultipleOf(unit) => unit > 0 && tokens > 0 && tokens.is_multiple_of(unit),
     };
     kernel.block_sizes.is_empty() || kernel.block_sizes.iter().any(accepts)
-}
-
-fn is_met(requirement: &str, facts: &Facts, capability: Option<(u32, u32)>) -> bool {
-    match requirement
-        .strip_prefix("sm_")
-        .and_then(|digits| digits.parse::<u32>().ok())
-    {
-        Some(wanted) => capability.is_some_and(|has| has >= (wanted / 10, wanted % 10)),
-        None => facts.host.isa.iter().any(|feature| feature == requirement),
-    }
 }

@@ -36,10 +36,13 @@ pub mod bindings {
     });
 }
 
+pub mod accelerator;
 mod exported;
 mod kernels;
 mod platform;
+mod requirement;
 mod short;
+pub mod vllm;
 
 #[doc(hidden)]
 pub use exported::Exported;
@@ -50,14 +53,18 @@ pub use platform::Platform;
 pub mod prelude {
     pub use crate::bindings::exports::plinth::platform::platform::{
         AttentionQuery, Availability, BatchPlan, BlockPlan, BlockQuery, Capabilities, CheckResult,
-        Descriptor, GraphPlan, Guest, KvTransferPlan, OpShape, ParallelPlan, ProbeResult,
-        RankBinding, Rule, ThreadPlan,
+        Descriptor, GraphPlan, GraphQuery, Guest, KvTransferPlan, OpShape, ParallelPlan,
+        ProbeResult, RankBinding, Rule, ThreadPlan,
     };
     pub use crate::bindings::log;
     pub use crate::bindings::plinth::platform::types::*;
     pub use crate::export_platform;
-    pub use crate::kernels::{Need, decide, reasons_against, takes_block};
-    pub use crate::platform::{Platform, attention_need, block_of, one_cpu_a_core};
+    pub use crate::kernels::{Need, decide, reasons_against, takes_block, takes_head};
+    pub use crate::platform::{
+        Platform, SMALLEST, SMALLEST_FIRST, attention_need, best_rank, block_of, one_cpu_a_core,
+        one_worker_a_core,
+    };
+    pub use crate::requirement::{Capability, unmet};
     pub use crate::short::{batch, descriptor, info, patch, reject, warn};
 }
 

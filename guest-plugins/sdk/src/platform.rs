@@ -3,7 +3,7 @@
 use crate::kernels::{Need, decide, takes_block};
 use crate::prelude::{
     AttentionQuery, Availability, BatchPlan, BlockPlan, BlockQuery, Capabilities, CheckResult,
-    Decision, Descriptor, Diagnostic, EngineConfig, Facts, GraphMode, GraphPlan, GraphSupport,
+    Decision, Descriptor, Diagnostic, EngineConfig, Facts, GraphMode, GraphPlan, GraphQuery,
     Kernel, KvTransferPlan, ModelFacts, OpShape, ParallelPlan, Patch, ProbeResult, RankBinding,
     Rule, ThreadPlan, batch, info, reject,
 };
@@ -39,16 +39,17 @@ pub trait Platform {
     }
 
     /// What can this device compute?
-    fn device_capabilities(_: &Facts, _: u32) -> Capabilities {
+    fn device_capabilities(_: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
-        Capabilities {
+        Ok(Capabilities {
             dtypes: names(&["f32"]),
             kv_dtypes: names(&["f16", "bf16", "f32"]),
             quantization: None,
             fp8_format: None,
             graph: false,
             features: Vec::new(),
-        }
+            capability: None,
+        })
     }
 
     /// Tokens a step and sequences at once.
@@ -75,11 +76,9 @@ pub trait Platform {
 
     /// Which attention kernel?
     fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-        decide(
-            facts,
-            &attention_need(Self::provider(), facts, query),
-            |kernel| Self::why(facts, kernel),
-        )
+        decide(facts, &attention_need(Self::provider(), query), |kernel| {
+            Self::why(facts, kernel)
+        })
     }
 
     /// Which attention kernel for a vision encoder?
@@ -89,30 +88,16 @@ pub trait Platform {
 
     /// How many tokens in a KV block? By default the smallest that all chosen kernels take.
     fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
-        block_of(
-            facts,
-            query,
-            &[16, 32, 64, 128, 256],
-            "the smallest that the chosen kernels take: prefixes are shared in whole blocks",
-        )
+        block_of(facts, query, &SMALLEST_FIRST, SMALLEST)
     }
 
     /// Which kernel of another operation?
     fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
-        let need = Need {
-            op,
-            provider: Self::provider(),
-            dtype: Some(&shape.dtype),
-            format: shape.format.as_deref(),
-            traits: &shape.traits,
-            capability: capability(facts, 0),
-            ..Need::default()
-        };
-        decide(facts, &need, |kernel| Self::why(facts, kernel))
+        best_rank::<Self>(facts, op, shape)
     }
 
     /// Which graphs?
-    fn plan_graphs(_: &Facts, _: &EngineConfig, _: GraphSupport) -> Result<GraphPlan, Diagnostic> {
+    fn plan_graphs(_: &Facts, _: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
         let notes = vec![info("no-graphs", "a CPU has no graphs to capture")];
         Ok(GraphPlan {
             mode: GraphMode::None,
@@ -134,37 +119,7 @@ pub trait Platform {
 
     /// Which CPUs do the workers run on? By default one of each core, up to the budget.
     fn plan_threads(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagnostic> {
-        let budget = &facts.host.budget;
-        let mut cpus = one_cpu_a_core(facts);
-        cpus.truncate(budget.threads as usize);
-        let share = cpus.len() / ranks.max(1) as usize;
-        if share == 0 {
-            let message = format!("{ranks} ranks on {} cores", cpus.len());
-            return Err(reject(
-                "no-cores",
-                message,
-                Some("ask for fewer ranks".to_owned()),
-            ));
-        }
-        let bind = |rank: u32| {
-            let cpus = cpus
-                .iter()
-                .skip(rank as usize * share)
-                .take(share)
-                .copied()
-                .collect();
-            RankBinding {
-                rank,
-                cpus,
-                numa: None,
-            }
-        };
-        let notes = vec![info("threads", budget.threads_limit.clone())];
-        Ok(ThreadPlan {
-            ranks: (0..ranks).map(bind).collect(),
-            reserved: Vec::new(),
-            notes,
-        })
+        one_worker_a_core(facts, ranks)
     }
 
     /// How do several devices work together?
@@ -192,8 +147,67 @@ pub trait Platform {
     }
 }
 
+/// Block sizes that are tried by default, in this order.
+pub const SMALLEST_FIRST: [u32; 5] = [16, 32, 64, 128, 256];
+
+/// Why that order.
+pub const SMALLEST: &str =
+    "the smallest that the chosen kernels take: prefixes are shared in whole blocks";
+
+/// One worker on each core, up to the budget.
+///
+/// # Errors
+/// There are fewer cores than ranks.
+pub fn one_worker_a_core(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagnostic> {
+    let budget = &facts.host.budget;
+    let mut cpus = one_cpu_a_core(facts);
+    cpus.truncate(budget.threads as usize);
+    let share = cpus.len() / ranks.max(1) as usize;
+    if share == 0 {
+        let message = format!("{ranks} ranks on {} cores", cpus.len());
+        return Err(reject(
+            "no-cores",
+            message,
+            Some("ask for fewer ranks".to_owned()),
+        ));
+    }
+    let bind = |rank: u32| {
+        let cpus = cpus
+            .iter()
+            .skip(rank as usize * share)
+            .take(share)
+            .copied()
+            .collect();
+        RankBinding {
+            rank,
+            cpus,
+            numa: None,
+        }
+    };
+    let notes = vec![info("threads", budget.threads_limit.clone())];
+    Ok(ThreadPlan {
+        ranks: (0..ranks).map(bind).collect(),
+        reserved: Vec::new(),
+        notes,
+    })
+}
+
+/// The kernel of the best rank that can serve.
+pub fn best_rank<P: Platform + ?Sized>(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
+    let need = Need {
+        op,
+        provider: P::provider(),
+        dtype: Some(&shape.dtype),
+        format: shape.format.as_deref(),
+        traits: &shape.traits,
+        devices: &[0],
+        ..Need::default()
+    };
+    decide(facts, &need, |kernel| P::why(facts, kernel))
+}
+
 /// What an attention query asks of a kernel.
-pub fn attention_need<'a>(provider: &'a str, facts: &Facts, query: &'a AttentionQuery) -> Need<'a> {
+pub fn attention_need<'a>(provider: &'a str, query: &'a AttentionQuery) -> Need<'a> {
     Need {
         op: "attention",
         provider,
@@ -204,7 +218,8 @@ pub fn attention_need<'a>(provider: &'a str, facts: &Facts, query: &'a Attention
         block_size: query.block_size,
         format: None,
         traits: &query.traits,
-        capability: capability(facts, query.device),
+        devices: std::slice::from_ref(&query.device),
+        capability: None,
         requested: query.requested.as_deref(),
         preferred: None,
     }
@@ -249,21 +264,15 @@ pub fn block_of(
         block_size,
         state_block_size: None,
         state_page_padded: None,
-        kv_layout: chosen.first().and_then(|kernel| kernel.kv_layout.clone()),
+        kv_layout: chosen
+            .first()
+            .and_then(|kernel| kernel.kv_layouts.first().cloned()),
         reason: if by_user {
             "set by the user".to_owned()
         } else {
             reason.to_owned()
         },
     })
-}
-
-/// Compute capability of a device.
-pub fn capability(facts: &Facts, device: u32) -> Option<(u32, u32)> {
-    facts
-        .devices
-        .get(device as usize)
-        .and_then(|device| device.capability)
 }
 
 /// One logical CPU of each core that may be used, those of one NUMA node side by side.

@@ -19,7 +19,7 @@ mod cuda;
 
 use std::path::Path;
 
-use plinth_platform::facts::{Budget, Facts, HostFacts, Version};
+use plinth_platform::facts::{Budget, Engine, Facts, HostFacts};
 
 use cgroup::Cgroups;
 use cpuinfo::CpuInfo;
@@ -69,7 +69,9 @@ pub fn detect(source: &Source) -> Facts {
         driver_notes: devices.notes,
         kernels: Vec::new(),
         env: Vec::new(),
-        engine: engine_version(),
+        packages: Vec::new(),
+        services: Vec::new(),
+        engine: Engine::plinth(),
     }
 }
 
@@ -154,13 +156,4 @@ fn is_wsl(tree: &Tree) -> bool {
         .text("/proc/sys/kernel/osrelease")
         .or_else(|| tree.text("/proc/version"));
     kernel.is_some_and(|kernel| kernel.to_ascii_lowercase().contains("microsoft"))
-}
-
-fn engine_version() -> Version {
-    let number = |text: &str| text.parse().unwrap_or(0);
-    Version {
-        major: number(env!("CARGO_PKG_VERSION_MAJOR")),
-        minor: number(env!("CARGO_PKG_VERSION_MINOR")),
-        patch: number(env!("CARGO_PKG_VERSION_PATCH")),
-    }
 }

@@ -42,6 +42,13 @@ fn main() {
         10,
         || guest.probe(&facts),
     );
+    let query = guests::attention();
+    measure(
+        "a question about facts that it knows (select-attention)",
+        1000,
+        10,
+        || guest.select_attention(&facts, &query),
+    );
     measure("an instance", 1000, 10, || guest.restart());
     measure(
         "a load from the cache (read, MAC verified, linked)",

@@ -86,9 +86,10 @@ going_in!(facts::DeviceFacts => wit::DeviceFacts {
 });
 going_in!(facts::DriverNote => wit::DriverNote { | driver found fix | | | });
 going_in!(facts::Kernel => wit::Kernel {
-    rank | id op provider dtypes kv_dtypes formats head_sizes requires traits kv_layout | graph | block_sizes |
+    rank | id op provider dtypes kv_dtypes formats requires traits kv_layouts | graph | head_sizes block_sizes |
 });
-going_in!(facts::Facts => wit::Facts { | env | host engine | devices driver_notes kernels | });
+going_in!(facts::Engine => wit::Engine { | name | version | | });
+going_in!(facts::Facts => wit::Facts { | env packages services | host engine | devices driver_notes kernels | });
 going_in!(facts::MlaDims => wit::MlaDims { nope rope v lora_rank | | | | });
 going_in!(facts::ModelFacts => wit::ModelFacts {
     weight_bytes head_size num_heads num_kv_heads layers hidden_size intermediate_size vocab_size max_len hybrid moe
@@ -102,9 +103,10 @@ going_in!(policy::EngineConfig => wit::EngineConfig {
 });
 going_in!(policy::AttentionQuery => ask::AttentionQuery {
     device head_size num_heads num_kv_heads block_size
-    | phase layer_kind dtype kv_dtype requested traits | config | |
+    | phase layer_kind dtype kv_dtype requested traits | config | | mla
 });
 going_in!(policy::BlockQuery => ask::BlockQuery { device state_page_bytes | backends | model config | | });
+going_in!(policy::GraphQuery => ask::GraphQuery { | kernel | config weakest | | });
 going_in!(policy::OpShape => ask::OpShape { m n k | dtype format traits | | | });
 
 impl From<&facts::BlockSize> for wit::BlockSize {
@@ -116,6 +118,17 @@ impl From<&facts::BlockSize> for wit::BlockSize {
     }
 }
 
+going_in!(facts::HeadRange => wit::HeadRange { least most multiple_of | | | | });
+
+impl From<&facts::HeadSize> for wit::HeadSize {
+    fn from(from: &facts::HeadSize) -> Self {
+        match from {
+            facts::HeadSize::Exact(width) => Self::Exact(*width),
+            facts::HeadSize::Range(range) => Self::Range(range.into()),
+        }
+    }
+}
+
 coming_out!(wit::Version => facts::Version { major minor patch | | });
 coming_out!(wit::Diagnostic => policy::Diagnostic { code path message fix | severity | });
 coming_out!(ask::Descriptor => policy::Descriptor {
@@ -123,12 +136,13 @@ coming_out!(ask::Descriptor => policy::Descriptor {
 });
 coming_out!(ask::Availability => policy::Availability { devices score | | notes });
 coming_out!(ask::Capabilities => policy::Capabilities {
-    dtypes kv_dtypes quantization fp8_format graph features | |
+    dtypes kv_dtypes quantization fp8_format graph features capability | |
 });
 coming_out!(ask::BatchPlan => policy::BatchDefaults { max_batched_tokens max_num_seqs reason | | });
 coming_out!(wit::Patch => policy::Patch { path reason overrides_user | value | });
 coming_out!(ask::CheckResult => policy::ConfigCheck { | | patches diagnostics });
 coming_out!(wit::Rejected => policy::Rejected { id reasons | | });
+coming_out!(wit::Refusal => policy::KernelRefusal { message ranking | | rejected });
 coming_out!(wit::Choice => policy::Choice { selected ranking | | rejected notes });
 coming_out!(ask::BlockPlan => policy::BlockPlan {
     block_size state_block_size state_page_padded kv_layout reason | |
@@ -138,7 +152,7 @@ coming_out!(ask::RankBinding => policy::RankBinding { rank cpus numa | | });
 coming_out!(ask::ThreadPlan => policy::ThreadPlan { reserved | | ranks notes });
 coming_out!(ask::ParallelPlan => policy::ParallelPlan { collective custom_allreduce executor gather | | notes });
 coming_out!(ask::KvTransferPlan => policy::KvTransferPlan { buffer_devices memory_type | | });
-coming_out!(ask::Rule => policy::Rule { field op operand message | | });
+coming_out!(ask::Rule => policy::Rule { field op operand prompts message | | });
 
 impl From<wit::Value> for policy::Value {
     fn from(from: wit::Value) -> Self {
@@ -156,7 +170,7 @@ impl From<wit::Decision> for policy::Decision {
     fn from(from: wit::Decision) -> Self {
         match from {
             wit::Decision::Chosen(choice) => Self::Chosen(choice.into()),
-            wit::Decision::NothingValid(rejected) => Self::NothingValid(all(rejected)),
+            wit::Decision::Refused(refusal) => Self::Refused(refusal.into()),
         }
     }
 }

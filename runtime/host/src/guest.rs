@@ -4,11 +4,11 @@ use crate::bindings::{PlatformPlugin, PlatformPluginPre};
 use crate::convert::all;
 use crate::host::Shared;
 use crate::sandbox::{State, begin_call, store};
-use plinth_platform::facts::{Facts, GraphSupport, ModelFacts};
+use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::policy::{
     AttentionQuery, BatchDefaults, BlockPlan, BlockQuery, Capabilities, ConfigCheck, Decision,
-    Descriptor, Diagnostic, EngineConfig, Fault, GraphPlan, KvTransferPlan, OpShape, ParallelPlan,
-    Patch, Platform, Probe, Rule, ThreadPlan,
+    Descriptor, Diagnostic, EngineConfig, Fault, GraphPlan, GraphQuery, KvTransferPlan, OpShape,
+    ParallelPlan, Patch, Platform, Probe, Rule, ThreadPlan,
 };
 use std::sync::Arc;
 use wasmtime::component::Component;
@@ -20,6 +20,8 @@ pub struct Guest {
     shared: Arc<Shared>,
     pre: PlatformPluginPre<State>,
     live: Option<(Store<State>, PlatformPlugin)>,
+    /// What the live instance was probed with: its questions are about these facts.
+    knows: Option<Arc<Facts>>,
     name: String,
     digest: String,
 }
@@ -44,6 +46,7 @@ impl Guest {
             shared,
             pre,
             live: None,
+            knows: None,
             name,
             digest,
         }
@@ -57,6 +60,7 @@ impl Guest {
     /// Makes its instance anew, as after an error. For measurements.
     pub fn restart(&mut self) -> Result<(), Fault> {
         self.live = None;
+        self.knows = None;
         self.ensure_live("instantiate")
     }
 
@@ -99,8 +103,26 @@ impl Guest {
                 self.live = Some((store, plugin));
                 Ok(answer)
             }
-            Err(error) => Err(self.fault(question, &error)),
+            Err(error) => {
+                self.knows = None;
+                Err(self.fault(question, &error))
+            }
         }
+    }
+
+    /// One question about facts. They are large, so that an instance is handed them once.
+    fn ask_of<T>(
+        &mut self,
+        facts: &Arc<Facts>,
+        question: &str,
+        call: impl FnOnce(&PlatformPlugin, &mut Store<State>) -> wasmtime::Result<T>,
+    ) -> Result<T, Fault> {
+        // The instance keeps its own reference, so that an address says who the facts are.
+        let knows = |known: &Arc<Facts>| Arc::ptr_eq(known, facts);
+        if !self.knows.as_ref().is_some_and(knows) {
+            self.probe(facts)?;
+        }
+        self.ask(question, call)
     }
 
     fn fault(&self, question: &str, error: &wasmtime::Error) -> Fault {
@@ -164,192 +186,180 @@ impl Platform for Guest {
         Ok(descriptor)
     }
 
-    fn probe(&mut self, facts: &Facts) -> Result<Probe, Fault> {
+    fn probe(&mut self, facts: &Arc<Facts>) -> Result<Probe, Fault> {
+        self.knows = None;
+        let given = facts.as_ref().into();
         let answer = self.ask("probe", |p, s| {
-            p.plinth_platform_platform().call_probe(s, &facts.into())
+            p.plinth_platform_platform().call_probe(s, &given)
         })?;
+        self.knows = Some(Arc::clone(facts));
         Ok(answer.into())
     }
 
-    fn device_capabilities(&mut self, facts: &Facts, device: u32) -> Result<Capabilities, Fault> {
-        let answer = self.ask("device-capabilities", |p, s| {
+    fn device_capabilities(
+        &mut self,
+        facts: &Arc<Facts>,
+        device: u32,
+    ) -> Result<Result<Capabilities, Diagnostic>, Fault> {
+        let answer = self.ask_of(facts, "device-capabilities", |p, s| {
             p.plinth_platform_platform()
-                .call_device_capabilities(s, &facts.into(), device)
+                .call_device_capabilities(s, device)
         })?;
-        Ok(answer.into())
+        Ok(answer.map(Into::into).map_err(Into::into))
     }
 
     fn batch_defaults(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         usage: &str,
         world_size: u32,
     ) -> Result<BatchDefaults, Fault> {
-        let answer = self.ask("batch-defaults", |p, s| {
+        let answer = self.ask_of(facts, "batch-defaults", |p, s| {
             p.plinth_platform_platform()
-                .call_batch_defaults(s, &facts.into(), usage, world_size)
+                .call_batch_defaults(s, usage, world_size)
         })?;
         Ok(answer.into())
     }
 
     fn default_config(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         model: &ModelFacts,
         config: &EngineConfig,
     ) -> Result<Vec<Patch>, Fault> {
-        let answer = self.ask("default-config", |p, s| {
-            p.plinth_platform_platform().call_default_config(
-                s,
-                &facts.into(),
-                &model.into(),
-                &config.into(),
-            )
+        let answer = self.ask_of(facts, "default-config", |p, s| {
+            p.plinth_platform_platform()
+                .call_default_config(s, &model.into(), &config.into())
         })?;
         Ok(all(answer))
     }
 
     fn check_config(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         model: &ModelFacts,
         config: &EngineConfig,
     ) -> Result<ConfigCheck, Fault> {
-        let answer = self.ask("check-config", |p, s| {
-            p.plinth_platform_platform().call_check_config(
-                s,
-                &facts.into(),
-                &model.into(),
-                &config.into(),
-            )
+        let answer = self.ask_of(facts, "check-config", |p, s| {
+            p.plinth_platform_platform()
+                .call_check_config(s, &model.into(), &config.into())
         })?;
         Ok(answer.into())
     }
 
     fn select_attention(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &AttentionQuery,
     ) -> Result<Decision, Fault> {
-        let answer = self.ask("select-attention", |p, s| {
+        let answer = self.ask_of(facts, "select-attention", |p, s| {
             p.plinth_platform_platform()
-                .call_select_attention(s, &facts.into(), &query.into())
+                .call_select_attention(s, &query.into())
         })?;
         Ok(answer.into())
     }
 
     fn select_vision_attention(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &AttentionQuery,
     ) -> Result<Decision, Fault> {
-        let answer = self.ask("select-vision-attention", |p, s| {
-            p.plinth_platform_platform().call_select_vision_attention(
-                s,
-                &facts.into(),
-                &query.into(),
-            )
+        let answer = self.ask_of(facts, "select-vision-attention", |p, s| {
+            p.plinth_platform_platform()
+                .call_select_vision_attention(s, &query.into())
         })?;
         Ok(answer.into())
     }
 
     fn choose_block_size(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &BlockQuery,
     ) -> Result<Result<BlockPlan, Diagnostic>, Fault> {
-        let answer = self.ask("choose-block-size", |p, s| {
+        let answer = self.ask_of(facts, "choose-block-size", |p, s| {
             p.plinth_platform_platform()
-                .call_choose_block_size(s, &facts.into(), &query.into())
+                .call_choose_block_size(s, &query.into())
         })?;
         Ok(answer.map(Into::into).map_err(Into::into))
     }
 
     fn kernel_priority(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         op: &str,
         shape: &OpShape,
     ) -> Result<Decision, Fault> {
-        let answer = self.ask("kernel-priority", |p, s| {
+        let answer = self.ask_of(facts, "kernel-priority", |p, s| {
             p.plinth_platform_platform()
-                .call_kernel_priority(s, &facts.into(), op, &shape.into())
+                .call_kernel_priority(s, op, &shape.into())
         })?;
         Ok(answer.into())
     }
 
     fn plan_graphs(
         &mut self,
-        facts: &Facts,
-        config: &EngineConfig,
-        weakest: GraphSupport,
+        facts: &Arc<Facts>,
+        query: &GraphQuery,
     ) -> Result<Result<GraphPlan, Diagnostic>, Fault> {
-        let answer = self.ask("plan-graphs", |p, s| {
-            p.plinth_platform_platform().call_plan_graphs(
-                s,
-                &facts.into(),
-                &config.into(),
-                weakest.into(),
-            )
+        let answer = self.ask_of(facts, "plan-graphs", |p, s| {
+            p.plinth_platform_platform()
+                .call_plan_graphs(s, &query.into())
         })?;
         Ok(answer.map(Into::into).map_err(Into::into))
     }
 
     fn plan_memory(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         config: &EngineConfig,
         device: u32,
         used: u64,
     ) -> Result<Result<u64, Diagnostic>, Fault> {
-        let answer = self.ask("plan-memory", |p, s| {
-            p.plinth_platform_platform().call_plan_memory(
-                s,
-                &facts.into(),
-                &config.into(),
-                device,
-                used,
-            )
+        let answer = self.ask_of(facts, "plan-memory", |p, s| {
+            p.plinth_platform_platform()
+                .call_plan_memory(s, &config.into(), device, used)
         })?;
         Ok(answer.map_err(Into::into))
     }
 
     fn plan_threads(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         ranks: u32,
     ) -> Result<Result<ThreadPlan, Diagnostic>, Fault> {
-        let answer = self.ask("plan-threads", |p, s| {
-            p.plinth_platform_platform()
-                .call_plan_threads(s, &facts.into(), ranks)
+        let answer = self.ask_of(facts, "plan-threads", |p, s| {
+            p.plinth_platform_platform().call_plan_threads(s, ranks)
         })?;
         Ok(answer.map(Into::into).map_err(Into::into))
     }
 
     fn plan_parallel(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         config: &EngineConfig,
     ) -> Result<ParallelPlan, Fault> {
-        let answer = self.ask("plan-parallel", |p, s| {
+        let answer = self.ask_of(facts, "plan-parallel", |p, s| {
             p.plinth_platform_platform()
-                .call_plan_parallel(s, &facts.into(), &config.into())
+                .call_plan_parallel(s, &config.into())
         })?;
         Ok(answer.into())
     }
 
-    fn plan_kv_transfer(&mut self, facts: &Facts) -> Result<KvTransferPlan, Fault> {
-        let answer = self.ask("plan-kv-transfer", |p, s| {
-            p.plinth_platform_platform()
-                .call_plan_kv_transfer(s, &facts.into())
+    fn plan_kv_transfer(&mut self, facts: &Arc<Facts>) -> Result<KvTransferPlan, Fault> {
+        let answer = self.ask_of(facts, "plan-kv-transfer", |p, s| {
+            p.plinth_platform_platform().call_plan_kv_transfer(s)
         })?;
         Ok(answer.into())
     }
 
-    fn request_rules(&mut self, facts: &Facts, config: &EngineConfig) -> Result<Vec<Rule>, Fault> {
-        let answer = self.ask("request-rules", |p, s| {
+    fn request_rules(
+        &mut self,
+        facts: &Arc<Facts>,
+        config: &EngineConfig,
+    ) -> Result<Vec<Rule>, Fault> {
+        let answer = self.ask_of(facts, "request-rules", |p, s| {
             p.plinth_platform_platform()
-                .call_request_rules(s, &facts.into(), &config.into())
+                .call_request_rules(s, &config.into())
         })?;
         Ok(all(answer))
     }

@@ -6,7 +6,7 @@ use crate::facts::Facts;
 use crate::needs::{Need, reasons_against};
 use crate::policy::{
     Availability, BatchDefaults, Capabilities, Choice, Decision, Diagnostic, GraphPlan,
-    KvTransferPlan, ParallelPlan, Probe, Rejected, Rule, ThreadPlan,
+    KernelRefusal, KvTransferPlan, ParallelPlan, Probe, Rejected, Rule, ThreadPlan,
 };
 use crate::text;
 use std::collections::BTreeSet;
@@ -111,12 +111,13 @@ pub(crate) fn batch(answer: &BatchDefaults) -> Checked {
 pub(crate) fn decision(
     answer: &Decision,
     need: &Need<'_>,
+    requested: Option<&str>,
     facts: &Facts,
     devices: &[u32],
 ) -> Checked {
     let rejected = match answer {
         Decision::Chosen(choice) => &choice.rejected,
-        Decision::NothingValid(rejected) => rejected,
+        Decision::Refused(refusal) => &refusal.rejected,
     };
     short("rejected kernels", rejected)?;
     for Rejected { id, reasons } in rejected {
@@ -131,8 +132,33 @@ pub(crate) fn decision(
         }
     }
     match answer {
-        Decision::NothingValid(_) => Ok(()),
-        Decision::Chosen(choice) => chosen(choice, need, facts, devices),
+        Decision::Refused(KernelRefusal {
+            message, ranking, ..
+        }) => {
+            texts("the message", [message])?;
+            ranked(ranking, rejected, facts)
+        }
+        Decision::Chosen(choice) => chosen(choice, need, requested, facts, devices),
+    }
+}
+
+/// A ranking that may be: known kernels, each once, and none of those that are rejected.
+fn ranked(ranking: &[String], rejected: &[Rejected], facts: &Facts) -> Checked {
+    short("ranking", ranking)?;
+    ranking.iter().try_for_each(|id| known(id, facts))?;
+    let ranked: BTreeSet<_> = ranking.iter().collect();
+    if ranked.len() != ranking.len() {
+        return Err("a kernel twice in the ranking".to_owned());
+    }
+    match rejected
+        .iter()
+        .find(|rejected| ranked.contains(&rejected.id))
+    {
+        Some(both) => Err(format!(
+            "kernel {} is both ranked and rejected",
+            text::quote(&both.id)
+        )),
+        None => Ok(()),
     }
 }
 
@@ -146,7 +172,13 @@ fn known(id: &str, facts: &Facts) -> Checked {
     }
 }
 
-fn chosen(choice: &Choice, need: &Need<'_>, facts: &Facts, devices: &[u32]) -> Checked {
+fn chosen(
+    choice: &Choice,
+    need: &Need<'_>,
+    requested: Option<&str>,
+    facts: &Facts,
+    devices: &[u32],
+) -> Checked {
     let Choice {
         selected,
         ranking,
@@ -154,28 +186,15 @@ fn chosen(choice: &Choice, need: &Need<'_>, facts: &Facts, devices: &[u32]) -> C
         notes,
     } = choice;
     diagnostics(notes)?;
-    short("ranking", ranking)?;
-    ranking.iter().try_for_each(|id| known(id, facts))?;
     known(selected, facts)?;
-    if ranking.first() != Some(selected) {
+    let asked_for = requested == Some(selected.as_str()) && ranking.contains(selected);
+    if ranking.first() != Some(selected) && !asked_for {
         return Err(format!(
             "kernel {} is selected but not first of its ranking",
             text::quote(selected)
         ));
     }
-    let ranked: BTreeSet<_> = ranking.iter().collect();
-    if ranked.len() != ranking.len() {
-        return Err("a kernel twice in the ranking".to_owned());
-    }
-    if let Some(both) = rejected
-        .iter()
-        .find(|rejected| ranked.contains(&rejected.id))
-    {
-        return Err(format!(
-            "kernel {} is both ranked and rejected",
-            text::quote(&both.id)
-        ));
-    }
+    ranked(ranking, rejected, facts)?;
     let kernel = facts.kernels.iter().find(|kernel| kernel.id == *selected);
     let against = kernel
         .map(|kernel| reasons_against(kernel, need, facts, devices))
@@ -207,7 +226,7 @@ pub(crate) fn threads(answer: &ThreadPlan, facts: &Facts) -> Checked {
     let [rank] = answer.ranks.as_slice() else {
         return Err(format!("{} ranks, expected 1", answer.ranks.len()));
     };
-    let budget = facts.host.budget.threads as usize;
+    let budget = most_workers(facts);
     if rank.cpus.is_empty() || rank.cpus.len() > budget {
         let limit = &facts.host.budget.threads_limit;
         return Err(format!(
@@ -240,6 +259,17 @@ pub(crate) fn threads(answer: &ThreadPlan, facts: &Facts) -> Checked {
             ))
         }
         _ => Ok(()),
+    }
+}
+
+/// A worker a hardware thread, where nothing but the number of cores bounds the budget; else no more than the budget.
+fn most_workers(facts: &Facts) -> usize {
+    let budget = facts.host.budget.threads as usize;
+    let allowed = || facts.host.logical.iter().filter(|cpu| cpu.allowed);
+    let cores: BTreeSet<_> = allowed().map(|cpu| cpu.core).collect();
+    match budget < cores.len() {
+        true => budget,
+        false => allowed().count().max(budget),
     }
 }
 

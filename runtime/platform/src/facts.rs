@@ -23,8 +23,46 @@ pub struct Facts {
     /// Environment variables, only those on the platform's own allow-list. Empty in the facts as detected.
     #[serde(default)]
     pub env: Vec<(String, String)>,
-    /// Version of the runtime that asks.
-    pub engine: Version,
+    /// Optional packages of the engine that can be loaded, sorted (`tokenspeed_mla`, `aiter`).
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// Network services within reach, sorted (`nvidia-artifactory`, from which some kernels are fetched).
+    #[serde(default)]
+    pub services: Vec<String>,
+    /// The engine that will run what is decided. A facts file may leave it out: it is then this build's.
+    #[serde(default = "Engine::plinth")]
+    pub engine: Engine,
+}
+
+/// The engine that will run what is decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// `plinth`, `vllm`: whose kernels the catalogue lists, and whose measurements a default should rest on.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+}
+
+impl Engine {
+    /// This build.
+    pub fn plinth() -> Self {
+        let part = |text: &str| text.parse().unwrap_or(0);
+        Self {
+            name: "plinth".to_owned(),
+            version: Version {
+                major: part(env!("CARGO_PKG_VERSION_MAJOR")),
+                minor: part(env!("CARGO_PKG_VERSION_MINOR")),
+                patch: part(env!("CARGO_PKG_VERSION_PATCH")),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
 }
 
 /// A driver that was looked for.
@@ -214,13 +252,13 @@ pub struct Kernel {
     /// For matmul: weight formats (`f32`, `q4_1`, `q6_k`). Else empty.
     #[serde(default)]
     pub formats: Vec<String>,
-    /// For attention: head sizes it accepts; empty means every multiple of 8 up to 256.
+    /// For attention: head sizes it accepts; empty means any.
     #[serde(default)]
-    pub head_sizes: Vec<u32>,
+    pub head_sizes: Vec<HeadSize>,
     /// For attention: KV block sizes it accepts.
     #[serde(default)]
     pub block_sizes: Vec<BlockSize>,
-    /// Features that must all be among the facts: ISA names for a CPU kernel, `sm_80` (at least) for a CUDA one.
+    /// All of these must hold, in the words of [`crate::requirement`].
     #[serde(default)]
     pub requires: Vec<String>,
     /// Open list of what else holds of it: `decode`, `prefill`, `batch-invariant`, `int8-activations`, `causal`.
@@ -229,9 +267,9 @@ pub struct Kernel {
     /// Graph capture it supports.
     #[serde(default)]
     pub graph: GraphSupport,
-    /// For attention: name of the KV layout it reads.
+    /// For attention: names of the KV layouts it can read; empty means it does not matter.
     #[serde(default)]
-    pub kv_layout: Option<String>,
+    pub kv_layouts: Vec<String>,
     /// Rank among the kernels of its op as the catalogue sees it: higher is faster on a machine that meets its
     /// requirements. The native floor picks by it alone.
     pub rank: u32,
@@ -253,6 +291,60 @@ impl BlockSize {
         match self {
             Self::Exact(size) => tokens == size,
             Self::MultipleOf(unit) => tokens > 0 && tokens.is_multiple_of(unit),
+        }
+    }
+}
+
+/// A width of an attention head that a kernel accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadSize {
+    /// This one only.
+    Exact(u32),
+    /// Evenly spaced ones.
+    Range(HeadRange),
+}
+
+/// Widths of an attention head, evenly spaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadRange {
+    /// The least.
+    pub least: u32,
+    /// The most.
+    pub most: u32,
+    /// Every width is a multiple of this; at least 1.
+    pub multiple_of: u32,
+}
+
+impl HeadSize {
+    /// Is a head of this width accepted?
+    pub fn accepts(self, width: u32) -> bool {
+        match self {
+            Self::Exact(only) => width == only,
+            Self::Range(range) => {
+                (range.least..=range.most).contains(&width)
+                    && range.multiple_of > 0
+                    && width.is_multiple_of(range.multiple_of)
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for HeadSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(only) => write!(f, "{only}"),
+            Self::Range(HeadRange {
+                least,
+                most,
+                multiple_of: 1,
+            }) => write!(f, "{least} to {most}"),
+            Self::Range(range) => write!(
+                f,
+                "multiples of {} from {} to {}",
+                range.multiple_of, range.least, range.most
+            ),
         }
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! It picks by the catalogue's rank alone. Knowing better is what platforms are for.
 
-use crate::facts::{Facts, GraphSupport, ModelFacts, Version};
+use crate::facts::{Engine, Facts, ModelFacts};
 use crate::needs::{Need, reasons_against, takes_block};
 use crate::policy::{
     AttentionQuery, Availability, BatchDefaults, BlockPlan, BlockQuery, Capabilities, Choice,
-    ConfigCheck, Decision, Descriptor, Diagnostic, EngineConfig, Fault, GraphPlan, KvTransferPlan,
-    OpShape, ParallelPlan, Patch, Platform, Probe, RankBinding, Rejected, Rule, Severity,
-    ThreadPlan,
+    ConfigCheck, Decision, Descriptor, Diagnostic, EngineConfig, Fault, GraphPlan, GraphQuery,
+    KernelRefusal, KvTransferPlan, OpShape, ParallelPlan, Patch, Platform, Probe, RankBinding,
+    Rejected, Rule, Severity, ThreadPlan,
 };
 use crate::registry::FLOOR_ID;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The floor.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +50,11 @@ fn by_rank(facts: &Facts, need: &Need<'_>) -> Decision {
     }
     valid.sort_by(|a, b| b.rank.cmp(&a.rank).then(a.id.cmp(&b.id)));
     let Some(best) = valid.first() else {
-        return Decision::NothingValid(rejected);
+        return Decision::Refused(KernelRefusal {
+            message: format!("no kernel of the catalogue can do {} here", need.op),
+            ranking: Vec::new(),
+            rejected,
+        });
     };
     Decision::Chosen(Choice {
         selected: best.id.clone(),
@@ -83,22 +88,17 @@ pub(crate) fn one_cpu_a_core(facts: &Facts) -> Vec<u32> {
 
 impl Platform for Floor {
     fn describe(&mut self) -> Result<Descriptor, Fault> {
-        let part = |text: &str| text.parse().unwrap_or(0);
         Ok(Descriptor {
             id: FLOOR_ID.to_owned(),
             vendor: "Plinth".to_owned(),
-            version: Version {
-                major: part(env!("CARGO_PKG_VERSION_MAJOR")),
-                minor: part(env!("CARGO_PKG_VERSION_MINOR")),
-                patch: part(env!("CARGO_PKG_VERSION_PATCH")),
-            },
+            version: Engine::plinth().version,
             visible_devices_var: None,
             env_allowlist: Vec::new(),
             extra_quantization: Vec::new(),
         })
     }
 
-    fn probe(&mut self, _: &Facts) -> Result<Probe, Fault> {
+    fn probe(&mut self, _: &Arc<Facts>) -> Result<Probe, Fault> {
         Ok(Probe::Available(Availability {
             devices: Vec::new(),
             score: 0,
@@ -106,19 +106,24 @@ impl Platform for Floor {
         }))
     }
 
-    fn device_capabilities(&mut self, _: &Facts, _: u32) -> Result<Capabilities, Fault> {
+    fn device_capabilities(
+        &mut self,
+        _: &Arc<Facts>,
+        _: u32,
+    ) -> Result<Result<Capabilities, Diagnostic>, Fault> {
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
-        Ok(Capabilities {
+        Ok(Ok(Capabilities {
             dtypes: names(&["f32"]),
             kv_dtypes: names(&["f16", "bf16", "f32"]),
             quantization: None,
             fp8_format: None,
             graph: false,
             features: Vec::new(),
-        })
+            capability: None,
+        }))
     }
 
-    fn batch_defaults(&mut self, _: &Facts, _: &str, _: u32) -> Result<BatchDefaults, Fault> {
+    fn batch_defaults(&mut self, _: &Arc<Facts>, _: &str, _: u32) -> Result<BatchDefaults, Fault> {
         let reason =
             "on a CPU larger steps are no faster, and others wait longer for their next token"
                 .to_owned();
@@ -131,7 +136,7 @@ impl Platform for Floor {
 
     fn default_config(
         &mut self,
-        _: &Facts,
+        _: &Arc<Facts>,
         _: &ModelFacts,
         _: &EngineConfig,
     ) -> Result<Vec<Patch>, Fault> {
@@ -140,7 +145,7 @@ impl Platform for Floor {
 
     fn check_config(
         &mut self,
-        _: &Facts,
+        _: &Arc<Facts>,
         _: &ModelFacts,
         _: &EngineConfig,
     ) -> Result<ConfigCheck, Fault> {
@@ -149,7 +154,7 @@ impl Platform for Floor {
 
     fn select_attention(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &AttentionQuery,
     ) -> Result<Decision, Fault> {
         let need = Need {
@@ -161,13 +166,14 @@ impl Platform for Floor {
             block_size: query.block_size,
             format: None,
             traits: &query.traits,
+            capability: None,
         };
         Ok(prefer(by_rank(facts, &need), query.requested.as_deref()))
     }
 
     fn select_vision_attention(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &AttentionQuery,
     ) -> Result<Decision, Fault> {
         self.select_attention(facts, query)
@@ -175,7 +181,7 @@ impl Platform for Floor {
 
     fn choose_block_size(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &BlockQuery,
     ) -> Result<Result<BlockPlan, Diagnostic>, Fault> {
         let chosen: Vec<_> = facts
@@ -195,7 +201,9 @@ impl Platform for Floor {
                 block_size,
                 state_block_size: None,
                 state_page_padded: None,
-                kv_layout: chosen.first().and_then(|kernel| kernel.kv_layout.clone()),
+                kv_layout: chosen
+                    .first()
+                    .and_then(|kernel| kernel.kv_layouts.first().cloned()),
                 reason:
                     "the smallest that the chosen kernels take: prefixes are shared in whole blocks"
                         .to_owned(),
@@ -215,7 +223,7 @@ impl Platform for Floor {
 
     fn kernel_priority(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         op: &str,
         shape: &OpShape,
     ) -> Result<Decision, Fault> {
@@ -231,9 +239,8 @@ impl Platform for Floor {
 
     fn plan_graphs(
         &mut self,
-        _: &Facts,
-        _: &EngineConfig,
-        _: GraphSupport,
+        _: &Arc<Facts>,
+        _: &GraphQuery,
     ) -> Result<Result<GraphPlan, Diagnostic>, Fault> {
         let notes = vec![note(
             "no-graphs",
@@ -247,7 +254,7 @@ impl Platform for Floor {
 
     fn plan_memory(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         config: &EngineConfig,
         _: u32,
         used: u64,
@@ -258,7 +265,7 @@ impl Platform for Floor {
 
     fn plan_threads(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         ranks: u32,
     ) -> Result<Result<ThreadPlan, Diagnostic>, Fault> {
         let mut cpus = one_cpu_a_core(facts);
@@ -281,7 +288,7 @@ impl Platform for Floor {
         }))
     }
 
-    fn plan_parallel(&mut self, _: &Facts, _: &EngineConfig) -> Result<ParallelPlan, Fault> {
+    fn plan_parallel(&mut self, _: &Arc<Facts>, _: &EngineConfig) -> Result<ParallelPlan, Fault> {
         Ok(ParallelPlan {
             collective: "none".to_owned(),
             custom_allreduce: false,
@@ -291,26 +298,25 @@ impl Platform for Floor {
         })
     }
 
-    fn plan_kv_transfer(&mut self, _: &Facts) -> Result<KvTransferPlan, Fault> {
+    fn plan_kv_transfer(&mut self, _: &Arc<Facts>) -> Result<KvTransferPlan, Fault> {
         Ok(KvTransferPlan::default())
     }
 
-    fn request_rules(&mut self, _: &Facts, _: &EngineConfig) -> Result<Vec<Rule>, Fault> {
+    fn request_rules(&mut self, _: &Arc<Facts>, _: &EngineConfig) -> Result<Vec<Rule>, Fault> {
         Ok(Vec::new())
     }
 }
 
-/// Puts the kernel that the user asked for first, if it is valid.
+/// Selects the kernel that the user asked for, if it is valid.
 fn prefer(decision: Decision, requested: Option<&str>) -> Decision {
-    let (Decision::Chosen(mut choice), Some(requested)) = (decision.clone(), requested) else {
-        return decision;
-    };
-    let Some(n) = choice.ranking.iter().position(|id| id == requested) else {
-        return decision;
-    };
-    let wanted = choice.ranking.remove(n);
-    choice.ranking.insert(0, wanted.clone());
-    choice.selected = wanted;
-    choice.notes = vec![note("requested", "it was asked for".to_owned())];
-    Decision::Chosen(choice)
+    match (decision, requested) {
+        (Decision::Chosen(mut choice), Some(requested))
+            if choice.ranking.iter().any(|id| id == requested) =>
+        {
+            choice.selected = requested.to_owned();
+            choice.notes = vec![note("requested", "it was asked for".to_owned())];
+            Decision::Chosen(choice)
+        }
+        (decision, _) => decision,
+    }
 }

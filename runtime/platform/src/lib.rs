@@ -7,6 +7,7 @@
 
 pub mod facts;
 pub mod policy;
+pub mod requirement;
 
 pub mod floor;
 pub mod registry;

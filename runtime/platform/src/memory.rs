@@ -5,33 +5,62 @@ use crate::plan::{DecidedBy, MemoryBudget};
 use crate::policy::EngineConfig;
 use crate::text;
 
-/// Bytes of one KV block over all layers, keys and values.
-pub fn kv_block_bytes(model: &ModelFacts, block_size: u32, kv_dtype: &str) -> u64 {
-    let element = match kv_dtype {
-        "f32" => 4,
-        "fp8" => 1,
-        _ => 2,
+/// Bits of one element of the KV cache; `auto` is the activations' own dtype.
+fn kv_bits(kv_dtype: &str, dtype: &str) -> u64 {
+    match if kv_dtype == "auto" { dtype } else { kv_dtype } {
+        "f32" => 32,
+        "nvfp4" | "turboquant_4bit_nc" => 4,
+        "turboquant_3bit_nc" => 3,
+        // Keys and values differ: the mean of both.
+        "turboquant_k8v4" => 6,
+        "turboquant_k3v4_nc" => 4,
+        name if name.starts_with("fp8") || name.starts_with("int8") => 8,
+        _ => 16,
+    }
+}
+
+/// Bytes of one KV block on one device: its layers, and its share of the heads. Latent attention keeps one vector a token
+/// for all heads, and every device all of it (DeepSeek-V2, arXiv 2405.04434, section 2.1.2).
+pub fn kv_block_bytes(model: &ModelFacts, config: &EngineConfig) -> u64 {
+    let bits = kv_bits(&config.kv_dtype, &config.dtype);
+    let layers = u64::from(model.layers).div_ceil(config.pipeline_parallel.max(1).into());
+    let elements = match model.mla {
+        Some(mla) => u64::from(mla.lora_rank) + u64::from(mla.rope),
+        None => {
+            let heads =
+                u64::from(model.num_kv_heads).div_ceil(config.tensor_parallel.max(1).into());
+            2 * heads * u64::from(model.head_size)
+        }
     };
-    let token = 2
-        * u64::from(model.layers)
-        * u64::from(model.num_kv_heads)
-        * u64::from(model.head_size)
-        * element;
-    token.saturating_mul(block_size.into())
+    let token = layers * (elements * bits).div_ceil(8);
+    token.saturating_mul(config.block_size.into())
+}
+
+/// Bytes of the weights that one device holds.
+pub fn weight_bytes(model: &ModelFacts, config: &EngineConfig) -> u64 {
+    let devices = config.tensor_parallel.max(1) * config.pipeline_parallel.max(1);
+    model.weight_bytes.div_ceil(devices.into())
 }
 
 /// Bytes that a step may need besides weights and KV cache: an upper bound. Every buffer has a row a token of the step;
 /// logits are computed 32 rows at a time; the rotary table has a row a position.
 pub fn activation_bytes(model: &ModelFacts, config: &EngineConfig) -> u64 {
     let wide = |n: u32| u64::from(n);
-    let queries = wide(model.num_heads) * wide(model.head_size);
-    let keys = wide(model.num_kv_heads) * wide(model.head_size);
-    let row =
-        2 * wide(model.hidden_size) + 2 * queries + 2 * keys + 3 * wide(model.intermediate_size);
+    // Devices that share a layer share its heads and its columns.
+    let shared = |n: u64| n.div_ceil(config.tensor_parallel.max(1).into());
+    let queries = shared(wide(model.num_heads) * wide(model.head_size));
+    let keys = shared(wide(model.num_kv_heads) * wide(model.head_size));
+    let columns = shared(wide(model.intermediate_size));
+    let row = 2 * wide(model.hidden_size) + 2 * queries + 2 * keys + 3 * columns;
     let steps = row.saturating_mul(wide(config.max_batched_tokens));
     let logits = 32 * (wide(model.vocab_size) + wide(model.hidden_size));
     let rotary = 2 * wide(model.head_size) * wide(config.max_model_len);
-    4 * (steps.saturating_add(logits).saturating_add(rotary))
+    let element = match config.dtype.as_str() {
+        "f16" | "bf16" => 2,
+        _ => 4,
+    };
+    let rows = steps.saturating_mul(element);
+    rows.saturating_add(logits.saturating_add(rotary).saturating_mul(4))
 }
 
 /// What a plan may take, and from where.
@@ -73,6 +102,8 @@ pub(crate) struct Wish<'a> {
     pub len_by_user: bool,
     /// Bytes that the platform leaves to the cache.
     pub granted: u64,
+    /// Take all of them, as another engine does.
+    pub all: bool,
 }
 
 /// A model that does not fit: what is needed and what is there, and what can be done.
@@ -99,9 +130,8 @@ const TOKENS_A_SEQUENCE: u64 = 1024;
 /// Sizes the cache: the budget, and the longest context, which is shorter than the model's where no more fits.
 pub(crate) fn budget(wish: &Wish<'_>, room: Room) -> Result<(MemoryBudget, u32), DoesNotFit> {
     let Wish { model, config, .. } = *wish;
-    let fixed = model
-        .weight_bytes
-        .saturating_add(activation_bytes(model, config));
+    let weights = weight_bytes(model, config);
+    let fixed = weights.saturating_add(activation_bytes(model, config));
     let fits = |what: &str, needed: u64, available: u64, fix: String| match needed <= available {
         true => Ok(()),
         false => Err(DoesNotFit {
@@ -113,10 +143,10 @@ pub(crate) fn budget(wish: &Wish<'_>, room: Room) -> Result<(MemoryBudget, u32),
         }),
     };
     let smaller =
-        "take a smaller model or quantisation, lower --max-num-batched-tokens, or free memory"
+        "take a smaller model or quantisation, share it among devices (--tensor-parallel), lower --max-num-batched-tokens, or free memory"
             .to_owned();
     fits("weights and activations", fixed, room.usable, smaller)?;
-    let block = kv_block_bytes(model, config.block_size, &config.kv_dtype).max(1);
+    let block = kv_block_bytes(model, config).max(1);
     let block_tokens = u64::from(config.block_size.max(1));
     let (most, by, reason) = match config.kv_bytes {
         Some(bytes) => {
@@ -157,8 +187,8 @@ pub(crate) fn budget(wish: &Wish<'_>, room: Room) -> Result<(MemoryBudget, u32),
     };
     let kv_tokens = most_blocks * block_tokens;
     let budget = MemoryBudget {
-        weights: model.weight_bytes,
-        activations: fixed - model.weight_bytes,
+        weights,
+        activations: fixed - weights,
         kv_bytes: most_blocks * block,
         kv_block_bytes: block,
         num_blocks: most_blocks as u32,
@@ -175,6 +205,13 @@ pub(crate) fn budget(wish: &Wish<'_>, room: Room) -> Result<(MemoryBudget, u32),
 
 /// Enough for a few full contexts or for many short ones, and no more than the platform grants.
 fn default_bytes(wish: &Wish<'_>, block: u64) -> (u64, DecidedBy, String) {
+    let all_granted = |granted: u64| {
+        let reason = "all that the platform leaves beside weights and activations".to_owned();
+        (granted, DecidedBy::Platform, reason)
+    };
+    if wish.all {
+        return all_granted(wish.granted);
+    }
     let config = wish.config;
     let len = u64::from(config.max_model_len);
     let sequences = u64::from(config.max_num_seqs);
@@ -198,9 +235,5 @@ fn default_bytes(wish: &Wish<'_>, block: u64) -> (u64, DecidedBy, String) {
         let reason = format!("room for {} tokens: {shown}", text::count(tokens));
         return (wanted, DecidedBy::Floor, reason);
     }
-    (
-        wish.granted,
-        DecidedBy::Platform,
-        "all that the platform leaves beside weights and activations".to_owned(),
-    )
+    all_granted(wish.granted)
 }

@@ -1,6 +1,7 @@
 //! Can a kernel serve? One answer for the floor, which chooses by it, and for the checks, which hold others to it.
 
 use crate::facts::{Facts, Kernel};
+use crate::requirement::{Capability, unmet};
 
 /// What a kernel is needed for.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,8 @@ pub(crate) struct Need<'a> {
     pub format: Option<&'a str>,
     /// What else must hold of it.
     pub traits: &'a [String],
+    /// Compute capability as the platform derived it.
+    pub capability: Option<Capability>,
 }
 
 /// Every reason why `kernel` cannot serve; none if it can. `devices` are those that its platform has.
@@ -45,15 +48,13 @@ pub(crate) fn reasons_against(
     if kernel.provider != "cpu" && devices.is_empty() {
         unless(false, format!("runs on {}: no device", kernel.provider));
     }
-    let missing: Vec<_> = kernel
-        .requires
-        .iter()
-        .filter(|need| !is_met(need, facts, devices))
-        .cloned()
-        .collect();
+    let missing = unmet(&kernel.requires, facts, devices, need.capability);
     unless(
         missing.is_empty(),
-        format!("requires {}, which this machine lacks", listed(&missing)),
+        format!(
+            "requires {}, which this machine lacks",
+            crate::text::list(&missing)
+        ),
     );
     for phase in need.phase.into_iter().flat_map(phases) {
         unless(
@@ -73,16 +74,15 @@ pub(crate) fn reasons_against(
             format!("kv cache {dtype}: it reads {}", listed(&kernel.kv_dtypes)),
         );
     }
-    if let Some(size) = need.head_size {
-        let fits = match kernel.head_sizes.as_slice() {
-            [] => (8..=256).contains(&size) && size.is_multiple_of(8),
-            sizes => sizes.contains(&size),
-        };
-        let takes = match kernel.head_sizes.as_slice() {
-            [] => "multiples of 8 up to 256".to_owned(),
-            sizes => crate::text::list(&sizes.iter().map(u32::to_string).collect::<Vec<_>>()),
-        };
-        unless(fits, format!("head size {size}: it takes {takes}"));
+    if let Some(width) = need.head_size {
+        let sizes = &kernel.head_sizes;
+        unless(
+            sizes.is_empty() || sizes.iter().any(|size| size.accepts(width)),
+            format!(
+                "head size {width}: it takes {}",
+                listed(&crate::text::shown(sizes))
+            ),
+        );
     }
     if let Some(size) = need.block_size {
         unless(
@@ -102,6 +102,12 @@ pub(crate) fn reasons_against(
             format!("lacks the trait {wanted}"),
         );
     }
+    for only in kernel.traits.iter().filter_map(|t| t.strip_prefix("only:")) {
+        unless(
+            has(need.traits, only),
+            format!("serves {only} and nothing else"),
+        );
+    }
     reasons
 }
 
@@ -115,22 +121,4 @@ fn phases(phase: &str) -> Vec<&str> {
         "any" => vec!["prefill", "decode"],
         one => vec![one],
     }
-}
-
-/// Is one requirement of a kernel met? `sm_XY` by a device of at least that compute capability, all else by the CPU.
-fn is_met(requirement: &str, facts: &Facts, devices: &[u32]) -> bool {
-    let Some(capability) = requirement
-        .strip_prefix("sm_")
-        .and_then(|text| text.parse::<u32>().ok())
-    else {
-        return facts.host.isa.iter().any(|feature| feature == requirement);
-    };
-    let wanted = (capability / 10, capability % 10);
-    devices.iter().any(|&index| {
-        facts
-            .devices
-            .get(index as usize)
-            .and_then(|device| device.capability)
-            .is_some_and(|has| has >= wanted)
-    })
 }

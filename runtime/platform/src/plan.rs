@@ -3,7 +3,7 @@
 //! Made by the resolver and by nothing else; read by whoever binds kernels, starts the engine, or shows
 //! a person why this machine runs a model the way it does.
 
-use crate::facts::{ModelFacts, Version};
+use crate::facts::{Engine, ModelFacts, Version};
 use crate::policy::{
     Availability, BlockPlan, Capabilities, Diagnostic, EngineConfig, GraphPlan, KvTransferPlan,
     ParallelPlan, Rejected, Rule, Value,
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// Version of the runtime that resolved it.
-    pub runtime: Version,
+    pub runtime: Engine,
     /// `sha256:…` of the facts in canonical order, without the environment.
     pub facts_digest: String,
     /// The model that it is for.

@@ -3,12 +3,14 @@
 //! Twin of the `platform` interface in `wit/platform.wit`; the two share their sentences. A platform decides and never
 //! acts: the same facts give the same answers, on any machine.
 
-use crate::facts::{Facts, GraphSupport, ModelFacts, Version};
+use crate::facts::{Facts, GraphSupport, MlaDims, ModelFacts, Version};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Who decides: a sandboxed component, or the native floor.
 ///
-/// Every method is one question. The host asks at startup only, never between two tokens.
+/// Every method is one question. The host asks at startup only, never between two tokens. Facts come as an [`Arc`], so that
+/// a platform that keeps its own form of them sees at a glance whether they are still the same.
 ///
 /// # Errors
 /// [`Fault`] is not an answer but the failure to give one: a trap, a time-out, a limit. A platform that has nothing to
@@ -17,66 +19,69 @@ pub trait Platform {
     /// Name, vendor, versions; constant over the life of the component.
     fn describe(&mut self) -> Result<Descriptor, Fault>;
     /// Can this platform serve on these facts?
-    fn probe(&mut self, facts: &Facts) -> Result<Probe, Fault>;
+    fn probe(&mut self, facts: &Arc<Facts>) -> Result<Probe, Fault>;
     /// Dtypes, quantisation and features of one device (index into its own availability; 0 for a CPU).
-    fn device_capabilities(&mut self, facts: &Facts, device: u32) -> Result<Capabilities, Fault>;
+    fn device_capabilities(
+        &mut self,
+        facts: &Arc<Facts>,
+        device: u32,
+    ) -> Result<Result<Capabilities, Diagnostic>, Fault>;
     /// Tokens a step and sequences at once, where the user named none.
     fn batch_defaults(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         usage: &str,
         world_size: u32,
     ) -> Result<BatchDefaults, Fault>;
     /// Patches that set defaults, before the configuration is checked. May not override the user.
     fn default_config(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         model: &ModelFacts,
         config: &EngineConfig,
     ) -> Result<Vec<Patch>, Fault>;
     /// Patches and findings on the whole configuration; a finding of severity `reject` ends the start.
     fn check_config(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         model: &ModelFacts,
         config: &EngineConfig,
     ) -> Result<ConfigCheck, Fault>;
     /// The attention kernel of one phase.
     fn select_attention(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &AttentionQuery,
     ) -> Result<Decision, Fault>;
     /// The attention kernel of a vision encoder.
     fn select_vision_attention(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &AttentionQuery,
     ) -> Result<Decision, Fault>;
     /// Tokens in a KV block, for the chosen attention kernels.
     fn choose_block_size(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &BlockQuery,
     ) -> Result<Result<BlockPlan, Diagnostic>, Fault>;
     /// The kernel of any other operation (`matmul`, `elementwise`).
     fn kernel_priority(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         op: &str,
         shape: &OpShape,
     ) -> Result<Decision, Fault>;
     /// Graph capture.
     fn plan_graphs(
         &mut self,
-        facts: &Facts,
-        config: &EngineConfig,
-        weakest: GraphSupport,
+        facts: &Arc<Facts>,
+        query: &GraphQuery,
     ) -> Result<Result<GraphPlan, Diagnostic>, Fault>;
     /// Bytes for the KV cache, when `used` bytes are taken by weights and activations.
     fn plan_memory(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         config: &EngineConfig,
         device: u32,
         used: u64,
@@ -84,19 +89,23 @@ pub trait Platform {
     /// Worker threads and the CPUs they run on.
     fn plan_threads(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         ranks: u32,
     ) -> Result<Result<ThreadPlan, Diagnostic>, Fault>;
     /// How several devices work together.
     fn plan_parallel(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         config: &EngineConfig,
     ) -> Result<ParallelPlan, Fault>;
     /// Where buffers for moving KV between machines live.
-    fn plan_kv_transfer(&mut self, facts: &Facts) -> Result<KvTransferPlan, Fault>;
+    fn plan_kv_transfer(&mut self, facts: &Arc<Facts>) -> Result<KvTransferPlan, Fault>;
     /// Rules that the host applies to every request, natively.
-    fn request_rules(&mut self, facts: &Facts, config: &EngineConfig) -> Result<Vec<Rule>, Fault>;
+    fn request_rules(
+        &mut self,
+        facts: &Arc<Facts>,
+        config: &EngineConfig,
+    ) -> Result<Vec<Rule>, Fault>;
 }
 
 /// A platform could not answer. Names who failed at what; the message says how.
@@ -208,6 +217,10 @@ pub struct Capabilities {
     pub graph: bool,
     /// Open list: `pinned-memory`, `sleep`, `mx`, `hybrid-kv`.
     pub features: Vec<String>,
+    /// Compute capability that kernels' requirements are held against, where the platform derives one from the device's
+    /// architecture; absent means that of the facts, if there is one.
+    #[serde(default)]
+    pub capability: Option<(u32, u32)>,
 }
 
 /// Answer to `batch-defaults`.
@@ -361,7 +374,7 @@ pub struct Rejected {
 /// A choice among kernels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
-    /// The one to use; must be first of `ranking`.
+    /// The one to use: first of `ranking`, or the one of `ranking` that the user asked for.
     pub selected: String,
     /// All valid ones, best first.
     pub ranking: Vec<String>,
@@ -377,8 +390,19 @@ pub struct Choice {
 pub enum Decision {
     /// One was chosen.
     Chosen(Choice),
-    /// None is valid, and why.
-    NothingValid(Vec<Rejected>),
+    /// None was.
+    Refused(KernelRefusal),
+}
+
+/// No kernel was chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRefusal {
+    /// Why, in a sentence.
+    pub message: String,
+    /// Those that could serve, best first, where a kernel was asked for that cannot; else empty.
+    pub ranking: Vec<String>,
+    /// The others.
+    pub rejected: Vec<Rejected>,
 }
 
 /// Answer to `check-config`.
@@ -413,9 +437,13 @@ pub struct AttentionQuery {
     pub block_size: Option<u32>,
     /// Kernel that the user asked for.
     pub requested: Option<String>,
-    /// Open list: `sinks`, `non-causal`, `sparse`, `per-head-scales`. One that the platform does not know must be
-    /// answered with a rejection that names it.
+    /// Open list: `sinks`, `non-causal`, `sparse`, `mm-prefix`, `per-head-scales`, `batch-invariant`, `encoder`,
+    /// `encoder-only`, `encoder-decoder`, `index-topk`. One that the platform does not know must be answered with a
+    /// rejection that names it.
     pub traits: Vec<String>,
+    /// Widths, for a layer of the kind `mla`.
+    #[serde(default)]
+    pub mla: Option<MlaDims>,
     /// The configuration so far.
     pub config: EngineConfig,
 }
@@ -465,6 +493,17 @@ pub struct OpShape {
     pub format: Option<String>,
     /// Open list, as for attention.
     pub traits: Vec<String>,
+}
+
+/// Question about graphs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GraphQuery {
+    /// What is wished for, and the sizes that bound it.
+    pub config: EngineConfig,
+    /// The least that the chosen attention kernels support.
+    pub weakest: GraphSupport,
+    /// The kernel that supports no more than that.
+    pub kernel: String,
 }
 
 /// Answer to `plan-graphs`.
@@ -533,6 +572,9 @@ pub struct Rule {
     pub op: String,
     /// A number; empty for `absent`.
     pub operand: String,
+    /// The rule holds for prompts of this many tokens, both included; absent means for all.
+    #[serde(default)]
+    pub prompts: Option<(u32, u32)>,
     /// What the caller is told.
     pub message: String,
 }

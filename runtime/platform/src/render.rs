@@ -1,6 +1,6 @@
 //! A plan as a tree for people: every line with its reason and with who decided.
 
-use crate::plan::{DecidedBy, Finding, Plan, ProbeRecord, Selection};
+use crate::plan::{DecidedBy, Finding, Origin, Outcome, Plan, ProbeRecord, Selection};
 use crate::policy::{Rejected, Severity};
 use crate::resolve::{of_diagnostic, of_record};
 use crate::settings::show;
@@ -21,6 +21,13 @@ fn because(what: &str, by: &str, why: &str) -> String {
 /// The plan.
 pub fn plan(plan: &Plan) -> String {
     let mut out = Page(String::new());
+    if plan.runtime.name != "plinth" {
+        let text = format!(
+            "{}: what it would run, by its catalogue of kernels",
+            plan.runtime
+        );
+        out.line("engine", &text);
+    }
     platform(plan, &mut out);
     model(plan, &mut out);
     selections(plan, &mut out);
@@ -91,9 +98,30 @@ fn platform(plan: &Plan, out: &mut Page) {
         .probes
         .iter()
         .filter(|record| record.id != chosen.id || record.origin != chosen.origin);
-    others.for_each(|record: &ProbeRecord| out.line("", &of_record(record)));
+    let (absent, others): (Vec<&ProbeRecord>, Vec<_>) = others.partition(|record| lacks(record));
+    others
+        .iter()
+        .for_each(|record| out.line("", &of_record(record)));
+    let absent: Vec<_> = absent.iter().map(|record| record.id.as_str()).collect();
+    if !absent.is_empty() {
+        let text = format!(
+            "{} (built in): unavailable: no device of theirs",
+            absent.join(", ")
+        );
+        out.line("", &text);
+    }
     for (name, value) in &chosen.env {
         out.line("", &format!("sees {name}={}", crate::text::quote(value)));
+    }
+}
+
+/// A built-in platform for devices that are not there, and no driver either: nobody misses it.
+fn lacks(record: &ProbeRecord) -> bool {
+    match (&record.origin, &record.outcome) {
+        (Origin::BuiltIn, Outcome::Unavailable(reasons)) => {
+            reasons.iter().all(|reason| reason.code == "no-device")
+        }
+        _ => false,
     }
 }
 
@@ -122,9 +150,12 @@ fn selections(plan: &Plan, out: &mut Page) {
             &selection.op
         };
         last = &selection.op;
-        let place = match selection.ranking.len() {
-            1 => "the only one".to_owned(),
-            n => format!("1st of {n}"),
+        let found = |id: &String| *id == selection.selected;
+        let place = selection.ranking.iter().position(found).unwrap_or(0) + 1;
+        let place = match (place, selection.ranking.len()) {
+            (_, 1) => "the only one".to_owned(),
+            (1, n) => format!("1st of {n}"),
+            (place, n) => format!("asked for; {place} of {n} in the platform's order"),
         };
         let what = format!("{:<8} {} · {place}", selection.subject, selection.selected);
         let text = because(
@@ -143,7 +174,7 @@ fn selections(plan: &Plan, out: &mut Page) {
             let next: Vec<_> = selection
                 .ranking
                 .iter()
-                .skip(1)
+                .filter(|id| **id != selection.selected)
                 .map(String::as_str)
                 .collect();
             if !next.is_empty() {
@@ -185,7 +216,10 @@ fn sizes(plan: &Plan, out: &mut Page) {
         &format!(
             "{} blocks, {} of {} each",
             count(memory.num_blocks.into()),
-            engine.kv_dtype,
+            match engine.kv_dtype.as_str() {
+                "auto" => &engine.dtype,
+                set => set,
+            },
             bytes(memory.kv_block_bytes)
         ),
         who(memory.by, plan),
@@ -232,10 +266,16 @@ fn sizes(plan: &Plan, out: &mut Page) {
     let mode = show(
         &crate::settings::get(engine, "graph-mode").unwrap_or(crate::policy::Value::Boolean(false)),
     );
-    out.line(
-        "graphs",
-        &because(mode.trim_matches('\''), &plan.platform.id, why),
-    );
+    let captured = match plan.graphs.capture_sizes.as_slice() {
+        [] => String::new(),
+        [one] => format!(", for a batch of {one}"),
+        [least, .., most] => format!(
+            ", for {} batch sizes from {least} to {most}",
+            plan.graphs.capture_sizes.len()
+        ),
+    };
+    let mode = format!("{}{captured}", mode.trim_matches('\''));
+    out.line("graphs", &because(&mode, &plan.platform.id, why));
     let devices = plan.platform.devices.len();
     let used = engine.tensor_parallel * engine.pipeline_parallel;
     if devices > 1 || used > 1 {
@@ -287,8 +327,15 @@ fn rules(plan: &Plan, out: &mut Page) {
         out.line(
             heading,
             &format!(
-                "{} {} {}: {}",
-                rule.field, rule.op, rule.operand, rule.message
+                "{} {} {}{}: {}",
+                rule.field,
+                rule.op,
+                rule.operand,
+                match rule.prompts {
+                    Some((least, most)) => format!(" for prompts of {least} to {most} tokens"),
+                    None => String::new(),
+                },
+                rule.message
             ),
         );
         heading = "";

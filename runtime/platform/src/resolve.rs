@@ -13,6 +13,7 @@ use crate::plan::{Plan, ProbeRecord};
 use crate::policy::EngineConfig;
 use crate::registry::Registry;
 use choose::Chosen;
+use std::sync::Arc;
 
 /// What the user wants.
 #[derive(Clone, Debug, Default)]
@@ -39,7 +40,7 @@ pub struct Wishes {
 /// Why there is no plan, whoever's fault it is.
 pub fn resolve(
     registry: &mut Registry,
-    facts: &Facts,
+    facts: &Arc<Facts>,
     model: &ModelFacts,
     wishes: &Wishes,
 ) -> Result<Plan, Box<Refusal>> {
@@ -55,7 +56,7 @@ pub fn resolve(
         };
         match set_aside(&mut probes, &chosen, &refusal, wishes) {
             true => {}
-            false => return Err(refusal),
+            false => return Err(after(&probes, refusal)),
         }
     }
 }
@@ -77,7 +78,23 @@ fn set_aside(
     true
 }
 
+/// A refusal that others came before: why they were set aside is what the user has to know first.
+fn after(probes: &[ProbeRecord], refusal: Box<Refusal>) -> Box<Refusal> {
+    let earlier: Vec<_> = probes
+        .iter()
+        .filter_map(|record| record.set_aside.clone())
+        .collect();
+    match earlier.is_empty() {
+        true => refusal,
+        false => Box::new(Refusal::After { earlier, refusal }),
+    }
+}
+
 /// What every platform says to `facts`, for those who only want to know.
-pub fn probe(registry: &mut Registry, facts: &Facts, env: &[(String, String)]) -> Vec<ProbeRecord> {
+pub fn probe(
+    registry: &mut Registry,
+    facts: &Arc<Facts>,
+    env: &[(String, String)],
+) -> Vec<ProbeRecord> {
     choose::probe_all(registry, facts, env)
 }

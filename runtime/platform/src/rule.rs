@@ -61,7 +61,11 @@ impl RequestView {
 /// The message of the first rule that the request breaks.
 pub fn judge(rules: &[Rule], request: &RequestView) -> Result<Option<u32>, String> {
     let mut cap: Option<u32> = None;
-    for rule in rules {
+    let applies = |rule: &&Rule| {
+        let (least, most) = rule.prompts.unwrap_or((0, u32::MAX));
+        (least..=most).contains(&request.prompt_len)
+    };
+    for rule in rules.iter().filter(applies) {
         let found = request.field(&rule.field);
         let operand: f64 = rule.operand.parse().unwrap_or(f64::NAN);
         let kept = match (rule.op.as_str(), found) {
@@ -135,6 +139,7 @@ mod tests {
             field: field.into(),
             op: op.into(),
             operand: operand.into(),
+            prompts: None,
             message: format!("{field} {op}"),
         }
     }

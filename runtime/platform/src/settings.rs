@@ -212,7 +212,17 @@ pub(crate) fn set(config: &mut EngineConfig, path: &str, value: &Value) -> Resul
     };
     match path {
         "dtype" => config.dtype = name(&["f32", "f16", "bf16"])?,
-        "kv-dtype" => config.kv_dtype = name(&["f32", "f16", "bf16", "fp8"])?,
+        "kv-dtype" => {
+            config.kv_dtype = match value {
+                Value::Text(name) if is_name(name) => name.clone(),
+                other => {
+                    return Err(format!(
+                        "found {}, expected the name of a dtype",
+                        show(other)
+                    ));
+                }
+            }
+        }
         "block-size" => config.block_size = number(1 << 16)?,
         "max-model-len" => config.max_model_len = number(LARGEST)?,
         "max-num-seqs" => config.max_num_seqs = number(1 << 16)?,
@@ -288,6 +298,12 @@ pub(crate) fn set(config: &mut EngineConfig, path: &str, value: &Value) -> Resul
         }
     }
     Ok(())
+}
+
+/// Dtypes of caches are open text: what a platform offers is in its capabilities.
+fn is_name(text: &str) -> bool {
+    let of_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    (1..=64).contains(&text.len()) && text.chars().all(of_name)
 }
 
 /// A value as a person reads it.

@@ -100,6 +100,11 @@ pub fn bytes(n: u64) -> String {
     format!("{} {unit}", shown.strip_suffix(".0").unwrap_or(&shown))
 }
 
+/// Items as they show themselves.
+pub fn shown<T: std::fmt::Display>(items: &[T]) -> Vec<String> {
+    items.iter().map(T::to_string).collect()
+}
+
 /// Items as a sentence has them: `a, b and c`.
 pub fn list<S: AsRef<str>>(items: &[S]) -> String {
     match items {

@@ -48,6 +48,9 @@ pub struct EngineArgs {
     /// Tokens in a KV block
     #[arg(long, value_name = "N", help_heading = "Engine")]
     pub block_size: Option<u32>,
+    /// Devices that share every layer
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub tensor_parallel: Option<u32>,
     /// Activation dtype: f32
     #[arg(long, value_name = "DTYPE", help_heading = "Engine")]
     pub dtype: Option<String>,

@@ -11,7 +11,7 @@ use std::io::Write;
 pub fn run(args: &FactsArgs, out: &mut dyn Write) -> Result<()> {
     let facts = startup::facts(args.facts.as_deref())?;
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &facts).map_err(Failure::failed)?;
+        serde_json::to_writer_pretty(&mut *out, facts.as_ref()).map_err(Failure::failed)?;
         writeln!(out)?;
         return Ok(());
     }

@@ -2,6 +2,7 @@
 
 mod decide;
 mod inspect;
+mod replay;
 
 use crate::cli::{PluginArgs, PluginCommand};
 use crate::error::{Failure, Result};
@@ -33,6 +34,7 @@ pub fn run(args: &PluginArgs, out: &mut dyn Write) -> Result<()> {
             input,
             model,
             facts,
+            catalogue,
         } => {
             let question = decide::Question {
                 plugin,
@@ -40,9 +42,16 @@ pub fn run(args: &PluginArgs, out: &mut dyn Write) -> Result<()> {
                 input: input.as_deref(),
                 model: model.as_deref(),
                 facts: facts.as_deref(),
+                catalogue: catalogue.as_deref(),
             };
             decide::run(&question, out)
         }
+        PluginCommand::Replay {
+            vectors,
+            plugin,
+            show_mismatches,
+            json,
+        } => replay::run(vectors, plugin.as_deref(), *show_mismatches, *json, out),
     }
 }
 

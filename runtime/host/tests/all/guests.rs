@@ -4,6 +4,8 @@
 mod build_guests;
 
 use plinth_host::{Guest, Host, HostOptions, LogSink};
+use std::sync::Arc;
+
 use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::plan::Origin;
 use plinth_platform::registry::{Candidate, Registry};
@@ -49,16 +51,19 @@ pub fn hostile() -> Guest {
 }
 
 /// A machine with AVX2 and no AVX-512, and the catalogue of this build.
-pub fn facts() -> Facts {
+pub fn facts() -> Arc<Facts> {
     let text = include_str!("../../../../tests/facts/epyc-zen3.json");
     let mut facts: Facts = serde_json::from_str(text).expect("the fixture is facts");
     facts.kernels = plinth_kernels::catalog();
-    facts
+    Arc::new(facts)
 }
 
-pub fn facts_with_attack(attack: &str) -> Facts {
+pub fn facts_with_attack(attack: &str) -> Arc<Facts> {
     let env = vec![("ATTACK".to_owned(), attack.to_owned())];
-    Facts { env, ..facts() }
+    Arc::new(Facts {
+        env,
+        ..Facts::clone(&facts())
+    })
 }
 
 /// The built-in `cpu`, and the hostile one as a file.

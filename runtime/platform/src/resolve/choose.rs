@@ -6,6 +6,7 @@ use crate::facts::Facts;
 use crate::plan::{DecidedBy, Origin, Outcome, ProbeRecord};
 use crate::policy::{Availability, Probe};
 use crate::registry::{FLOOR_ID, Registry};
+use std::sync::Arc;
 
 /// Who was chosen.
 #[derive(Clone, Debug)]
@@ -19,8 +20,7 @@ pub(super) struct Chosen {
 }
 
 /// Facts with the environment variables that a platform asked for, and no others.
-pub fn facts_for(facts: &Facts, allowlist: &[String], env: &[(String, String)]) -> Facts {
-    let mut facts = facts.clone();
+pub fn facts_for(facts: &Arc<Facts>, allowlist: &[String], env: &[(String, String)]) -> Arc<Facts> {
     let mut shown: Vec<_> = env
         .iter()
         .filter(|(name, _)| allowlist.contains(name))
@@ -37,14 +37,19 @@ pub fn facts_for(facts: &Facts, allowlist: &[String], env: &[(String, String)]) 
         .cloned()
         .collect();
     shown.extend(recorded);
-    facts.env = shown;
-    facts
+    match shown == facts.env {
+        true => Arc::clone(facts),
+        false => Arc::new(Facts {
+            env: shown,
+            ..Facts::clone(facts)
+        }),
+    }
 }
 
 /// Asks every platform once.
 pub(super) fn probe_all(
     registry: &mut Registry,
-    facts: &Facts,
+    facts: &Arc<Facts>,
     env: &[(String, String)],
 ) -> Vec<ProbeRecord> {
     let mut records = Vec::new();

@@ -6,7 +6,7 @@ use super::choose::{Chosen, facts_for};
 use super::{Refusal, Wishes};
 use crate::facts::{Facts, ModelFacts};
 use crate::floor::Floor;
-use crate::memory::{Room, Wish, activation_bytes, budget};
+use crate::memory::{Room, Wish, activation_bytes, budget, weight_bytes};
 use crate::plan::{
     ChosenPlatform, DecidedBy, Finding, Origin, Plan, ProbeRecord, ThreadChoice, ThreadReason,
 };
@@ -15,8 +15,10 @@ use crate::policy::{
     Platform, Severity, ThreadPlan, Value,
 };
 use crate::registry::Registry;
+use crate::requirement::Capability;
 use crate::settings::Settings;
 use crate::{check, digest, text};
+use std::sync::Arc;
 
 pub(super) type Answer<T> = Result<T, Box<Refusal>>;
 
@@ -40,11 +42,13 @@ impl Draft {
 struct Questions<'a> {
     platform: &'a mut dyn Platform,
     /// As this platform sees them.
-    facts: Facts,
+    facts: Arc<Facts>,
     model: &'a ModelFacts,
     id: String,
     digest: String,
     devices: Vec<u32>,
+    /// Of the first device, as the platform derived it.
+    capability: Option<Capability>,
     settings: Settings,
     findings: Vec<Finding>,
     allow_overrides: bool,
@@ -53,7 +57,7 @@ struct Questions<'a> {
 pub(super) fn ask_all(
     registry: &mut Registry,
     chosen: &Chosen,
-    facts: &Facts,
+    facts: &Arc<Facts>,
     model: &ModelFacts,
     wishes: &Wishes,
 ) -> Answer<Draft> {
@@ -85,6 +89,7 @@ pub(super) fn ask_all(
         digest: digest.clone(),
         model,
         devices: chosen.availability.devices.clone(),
+        capability: None,
         settings: Settings::new(wishes.config.clone()),
         findings: Vec::new(),
         allow_overrides: wishes.allow_overrides,
@@ -138,7 +143,7 @@ impl Questions<'_> {
             |rules| check::rules(rules),
         )?;
         let plan = Plan {
-            runtime: self.facts.engine,
+            runtime: self.facts.engine.clone(),
             facts_digest: String::new(),
             model: self.model.clone(),
             platform,
@@ -166,7 +171,7 @@ impl Questions<'_> {
     fn said<T>(
         &mut self,
         question: &str,
-        ask: impl FnOnce(&mut dyn Platform, &Facts) -> Result<T, Fault>,
+        ask: impl FnOnce(&mut dyn Platform, &Arc<Facts>) -> Result<T, Fault>,
         check: impl FnOnce(&T) -> Result<(), String>,
     ) -> Answer<T> {
         let answer = ask(self.platform, &self.facts).map_err(Refusal::Fault)?;
@@ -229,11 +234,16 @@ impl Questions<'_> {
 
     fn capabilities(&mut self) -> Answer<Capabilities> {
         let device = self.devices.first().copied().unwrap_or(0);
-        self.said(
+        let answer = self.said(
             "device-capabilities",
             |p, f| p.device_capabilities(f, device),
-            check::capabilities,
-        )
+            |_| Ok(()),
+        )?;
+        let capabilities = answer.map_err(|diagnostic| self.rejected(vec![diagnostic]))?;
+        check::capabilities(&capabilities)
+            .map_err(|message| self.bad("device-capabilities", message))?;
+        self.capability = capabilities.capability;
+        Ok(capabilities)
     }
 
     /// What the user wrote must be settings that can be, whoever the platform is.
@@ -388,7 +398,10 @@ impl Questions<'_> {
                 ),
                 false => (
                     kv_dtypes[0].clone(),
-                    format!("the platform's first of {}", listed(kv_dtypes)),
+                    match kv_dtypes.len() {
+                        0..=4 => format!("the platform's first of {}", listed(kv_dtypes)),
+                        more => format!("the platform's first of {more}"),
+                    },
                 ),
             };
             self.settings.decide(
@@ -540,10 +553,8 @@ impl Questions<'_> {
     fn memory(&mut self) -> Answer<crate::plan::MemoryBudget> {
         let config = self.settings.config.clone();
         let device = self.devices.first().copied().unwrap_or(0);
-        let used = self
-            .model
-            .weight_bytes
-            .saturating_add(activation_bytes(self.model, &config));
+        let used =
+            weight_bytes(self.model, &config).saturating_add(activation_bytes(self.model, &config));
         let answer = self.said(
             "plan-memory",
             |p, f| p.plan_memory(f, &config, device, used),
@@ -568,6 +579,7 @@ impl Questions<'_> {
             config: &config,
             len_by_user,
             granted,
+            all: self.facts.engine.name != "plinth",
         };
         let (budget, max_model_len) =
             budget(&wish, room).map_err(|does_not| Box::new(Refusal::DoesNotFit(does_not)))?;

@@ -2,7 +2,7 @@
 
 use crate::memory::DoesNotFit;
 use crate::plan::{Outcome, ProbeRecord};
-use crate::policy::{Diagnostic, Fault, Rejected};
+use crate::policy::{Diagnostic, Fault, KernelRefusal, Rejected};
 use crate::policy::{Patch, Value};
 use crate::settings::show;
 use crate::text;
@@ -59,10 +59,17 @@ pub enum Refusal {
         /// What for: `attention of prefill`, `matmul of q4_1`.
         purpose: String,
         /// Every candidate, with its reasons.
-        rejected: Vec<Rejected>,
+        refusal: KernelRefusal,
     },
     /// Memory.
     DoesNotFit(DoesNotFit),
+    /// Better platforms failed before the one that refuses.
+    After {
+        /// Why each was set aside.
+        earlier: Vec<String>,
+        /// What the last one says.
+        refusal: Box<Refusal>,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -138,14 +145,31 @@ impl fmt::Display for Refusal {
                     "\n  leave the setting out, or allow it with --allow-overrides"
                 )
             }
+            Self::After { earlier, refusal } => {
+                for why in earlier {
+                    writeln!(f, "set aside: {why}")?;
+                }
+                write!(f, "after that, {refusal}")
+            }
             Self::NoKernel {
                 platform,
                 purpose,
-                rejected,
+                refusal:
+                    KernelRefusal {
+                        message,
+                        ranking,
+                        rejected,
+                    },
             } => {
-                write!(f, "platform '{platform}' finds no kernel for {purpose}:")?;
-                if rejected.is_empty() {
+                write!(
+                    f,
+                    "platform '{platform}' finds no kernel for {purpose}: {message}"
+                )?;
+                if rejected.is_empty() && ranking.is_empty() {
                     write!(f, "\n  the catalogue has none")?;
+                }
+                if !ranking.is_empty() {
+                    write!(f, "\n  {} could serve", text::list(ranking))?;
                 }
                 rejected.iter().try_for_each(|Rejected { id, reasons }| {
                     write!(f, "\n  {id}: {}", reasons.join("; "))

@@ -2,7 +2,7 @@
 
 use crate::fake::{Fake, available, machine, model, registry};
 use plinth_platform::plan::{DecidedBy, Outcome, Plan};
-use plinth_platform::policy::{Decision, Probe, Severity};
+use plinth_platform::policy::{Decision, KernelRefusal, Probe, Severity};
 use plinth_platform::registry::Candidate;
 use plinth_platform::resolve::{Refusal, Wishes, resolve};
 
@@ -12,7 +12,7 @@ fn planned(
 ) -> Result<Plan, Box<Refusal>> {
     resolve(
         &mut registry(candidates),
-        &machine(),
+        &machine().into(),
         &model("q4_1"),
         wishes,
     )
@@ -157,7 +157,7 @@ fn a_failed_probe_is_a_finding_or_with_strict_an_error() {
 #[test]
 fn who_answers_wrongly_is_set_aside_unless_the_user_wants_it() {
     let liar = || Fake {
-        attention: Some(Decision::NothingValid(Vec::new())),
+        attention: Some(Decision::Refused(KernelRefusal::default())),
         ..Fake::new("acme")
     };
     let lying = |fake: Fake| {

@@ -1,6 +1,6 @@
 //! A platform that says what a test wants, and what the floor says otherwise; machines; a model.
 
-use plinth_platform::facts::{Facts, GraphSupport, ModelFacts};
+use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::floor::Floor;
 use plinth_platform::plan::Origin;
 use plinth_platform::policy::*;
@@ -119,58 +119,80 @@ impl Platform for Fake {
             ..Floor.describe()?
         })
     }
-    fn probe(&mut self, facts: &Facts) -> Asked<Probe> {
+    fn probe(&mut self, facts: &Arc<Facts>) -> Asked<Probe> {
         let mut seen = self.seen_env.lock().expect("no test panics here");
         seen.push(facts.env.clone());
         drop(seen);
         let answer = self.probe.clone();
         answer.map_err(|message| self.fault("probe", &message))
     }
-    fn device_capabilities(&mut self, facts: &Facts, device: u32) -> Asked<Capabilities> {
+    fn device_capabilities(
+        &mut self,
+        facts: &Arc<Facts>,
+        device: u32,
+    ) -> Asked<Result<Capabilities, Diagnostic>> {
         Floor.device_capabilities(facts, device)
     }
-    fn batch_defaults(&mut self, facts: &Facts, usage: &str, n: u32) -> Asked<BatchDefaults> {
+    fn batch_defaults(&mut self, facts: &Arc<Facts>, usage: &str, n: u32) -> Asked<BatchDefaults> {
         match &self.batch {
             Some(batch) => Ok(batch.clone()),
             None => Floor.batch_defaults(facts, usage, n),
         }
     }
-    fn default_config(&mut self, _: &Facts, _: &ModelFacts, _: &EngineConfig) -> Asked<Vec<Patch>> {
+    fn default_config(
+        &mut self,
+        _: &Arc<Facts>,
+        _: &ModelFacts,
+        _: &EngineConfig,
+    ) -> Asked<Vec<Patch>> {
         Ok(self.defaults.clone())
     }
-    fn check_config(&mut self, _: &Facts, _: &ModelFacts, _: &EngineConfig) -> Asked<ConfigCheck> {
+    fn check_config(
+        &mut self,
+        _: &Arc<Facts>,
+        _: &ModelFacts,
+        _: &EngineConfig,
+    ) -> Asked<ConfigCheck> {
         Ok(self.check.clone())
     }
-    fn select_attention(&mut self, facts: &Facts, query: &AttentionQuery) -> Asked<Decision> {
+    fn select_attention(&mut self, facts: &Arc<Facts>, query: &AttentionQuery) -> Asked<Decision> {
         match &self.attention {
             Some(decision) => Ok(decision.clone()),
             None => Floor.select_attention(facts, query),
         }
     }
-    fn select_vision_attention(&mut self, facts: &Facts, q: &AttentionQuery) -> Asked<Decision> {
+    fn select_vision_attention(
+        &mut self,
+        facts: &Arc<Facts>,
+        q: &AttentionQuery,
+    ) -> Asked<Decision> {
         Floor.select_vision_attention(facts, q)
     }
     fn choose_block_size(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         query: &BlockQuery,
     ) -> Asked<Result<BlockPlan, Diagnostic>> {
         Floor.choose_block_size(facts, query)
     }
-    fn kernel_priority(&mut self, facts: &Facts, op: &str, shape: &OpShape) -> Asked<Decision> {
+    fn kernel_priority(
+        &mut self,
+        facts: &Arc<Facts>,
+        op: &str,
+        shape: &OpShape,
+    ) -> Asked<Decision> {
         Floor.kernel_priority(facts, op, shape)
     }
     fn plan_graphs(
         &mut self,
-        facts: &Facts,
-        config: &EngineConfig,
-        weakest: GraphSupport,
+        facts: &Arc<Facts>,
+        query: &GraphQuery,
     ) -> Asked<Result<GraphPlan, Diagnostic>> {
-        Floor.plan_graphs(facts, config, weakest)
+        Floor.plan_graphs(facts, query)
     }
     fn plan_memory(
         &mut self,
-        facts: &Facts,
+        facts: &Arc<Facts>,
         config: &EngineConfig,
         device: u32,
         used: u64,
@@ -180,16 +202,20 @@ impl Platform for Fake {
             None => Floor.plan_memory(facts, config, device, used),
         }
     }
-    fn plan_threads(&mut self, facts: &Facts, n: u32) -> Asked<Result<ThreadPlan, Diagnostic>> {
+    fn plan_threads(
+        &mut self,
+        facts: &Arc<Facts>,
+        n: u32,
+    ) -> Asked<Result<ThreadPlan, Diagnostic>> {
         Floor.plan_threads(facts, n)
     }
-    fn plan_parallel(&mut self, facts: &Facts, config: &EngineConfig) -> Asked<ParallelPlan> {
+    fn plan_parallel(&mut self, facts: &Arc<Facts>, config: &EngineConfig) -> Asked<ParallelPlan> {
         Floor.plan_parallel(facts, config)
     }
-    fn plan_kv_transfer(&mut self, facts: &Facts) -> Asked<KvTransferPlan> {
+    fn plan_kv_transfer(&mut self, facts: &Arc<Facts>) -> Asked<KvTransferPlan> {
         Floor.plan_kv_transfer(facts)
     }
-    fn request_rules(&mut self, facts: &Facts, config: &EngineConfig) -> Asked<Vec<Rule>> {
+    fn request_rules(&mut self, facts: &Arc<Facts>, config: &EngineConfig) -> Asked<Vec<Rule>> {
         Floor.request_rules(facts, config)
     }
 }

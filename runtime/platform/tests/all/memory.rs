@@ -9,7 +9,7 @@ use plinth_platform::resolve::{Refusal, Wishes, resolve};
 fn planned(facts: &Facts, model: &ModelFacts, wishes: &Wishes) -> Result<Plan, Box<Refusal>> {
     resolve(
         &mut registry([Fake::new("cpu").built_in()]),
-        facts,
+        &facts.clone().into(),
         model,
         wishes,
     )

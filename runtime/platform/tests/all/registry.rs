@@ -6,7 +6,7 @@ use plinth_platform::registry::Candidate;
 use plinth_platform::resolve::probe;
 
 fn probed(candidates: impl IntoIterator<Item = Candidate>) -> Vec<ProbeRecord> {
-    probe(&mut registry(candidates), &machine(), &[])
+    probe(&mut registry(candidates), &machine().into(), &[])
 }
 
 fn refusal(record: &ProbeRecord) -> &str {

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 fn planned(facts: &Facts, format: &str, wishes: &Wishes) -> Result<Plan, Box<Refusal>> {
     resolve(
         &mut registry([Fake::new("cpu").built_in()]),
-        facts,
+        &facts.clone().into(),
         &model(format),
         wishes,
     )

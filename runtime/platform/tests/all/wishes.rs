@@ -17,7 +17,7 @@ fn set(config: EngineConfig, fields: &[&str]) -> Wishes {
 
 fn planned(fake: Fake, wishes: &Wishes) -> Result<Plan, Box<Refusal>> {
     let mut registry = registry([fake.built_in()]);
-    resolve(&mut registry, &machine(), &model("q4_1"), wishes)
+    resolve(&mut registry, &machine().into(), &model("q4_1"), wishes)
 }
 
 fn setting<'a>(plan: &'a Plan, path: &str) -> &'a plinth_platform::plan::Setting {
@@ -111,7 +111,8 @@ fn a_default_may_not_override_whatever_is_allowed() {
         ..set(config, &["max-num-seqs"])
     };
     let mut registry = registry([fake.file("/acme")]);
-    let refusal = resolve(&mut registry, &machine(), &model("q4_1"), &wishes).expect_err("no");
+    let refusal =
+        resolve(&mut registry, &machine().into(), &model("q4_1"), &wishes).expect_err("no");
     assert!(refusal.to_string().contains("default-config"), "{refusal}");
 }
 

@@ -4,13 +4,16 @@ use crate::error::{Failure, Result};
 use crate::{platforms, startup};
 use anyhow::{Context, anyhow};
 use plinth_platform::facts::{Facts, GraphSupport, ModelFacts};
-use plinth_platform::policy::{AttentionQuery, BlockQuery, EngineConfig, Fault, OpShape, Platform};
+use plinth_platform::policy::{
+    AttentionQuery, BlockQuery, EngineConfig, Fault, GraphQuery, OpShape, Platform,
+};
 use plinth_platform::text;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What the user asks.
 pub(super) struct Question<'a> {
@@ -19,6 +22,7 @@ pub(super) struct Question<'a> {
     pub input: Option<&'a str>,
     pub model: Option<&'a Path>,
     pub facts: Option<&'a Path>,
+    pub catalogue: Option<&'a str>,
 }
 
 /// Every question of the interface.
@@ -61,7 +65,7 @@ pub(super) fn run(question: &Question<'_>, out: &mut dyn Write) -> Result<()> {
     };
     let mut asked = Asked {
         platform: platforms::one(question.plugin)?.guest()?,
-        facts: startup::facts(question.facts)?,
+        facts: startup::facts_of(question.facts, question.catalogue)?,
         model,
         input,
     };
@@ -94,7 +98,7 @@ fn no_model() -> ModelFacts {
 
 struct Asked<P> {
     platform: P,
-    facts: Facts,
+    facts: Arc<Facts>,
     model: ModelFacts,
     input: Map<String, Value>,
 }
@@ -130,12 +134,6 @@ struct Operation {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Graphs {
-    config: EngineConfig,
-    weakest: GraphSupport,
-}
-
-#[derive(Serialize, Deserialize)]
 struct Memory {
     config: EngineConfig,
     device: u32,
@@ -159,7 +157,7 @@ struct Exchange<Q, A> {
 
 impl<P: Platform> Asked<P> {
     /// The environment as the platform's allow-list lets it be seen.
-    fn visible_facts(&mut self) -> Result<Facts> {
+    fn visible_facts(&mut self) -> Result<Arc<Facts>> {
         let allowed = self
             .platform
             .describe()
@@ -216,11 +214,12 @@ impl<P: Platform> Asked<P> {
                 p.kernel_priority(f, &q.op, &q.shape)
             }),
             "plan-graphs" => {
-                let question = Graphs {
+                let question = GraphQuery {
                     config,
                     weakest: GraphSupport::Always,
+                    kernel: String::new(),
                 };
-                self.say(question, |p, f, q| p.plan_graphs(f, &q.config, q.weakest))
+                self.say(question, |p, f, q| p.plan_graphs(f, q))
             }
             "plan-memory" => {
                 let question = Memory {
@@ -249,12 +248,13 @@ impl<P: Platform> Asked<P> {
             num_heads,
             num_kv_heads,
             ref traits,
+            mla,
             ..
         } = self.model;
         AttentionQuery {
             device: 0,
             phase: "decode".to_owned(),
-            layer_kind: "full".to_owned(),
+            layer_kind: if mla.is_some() { "mla" } else { "full" }.to_owned(),
             head_size,
             num_heads,
             num_kv_heads,
@@ -263,6 +263,7 @@ impl<P: Platform> Asked<P> {
             block_size: None,
             requested: None,
             traits: traits.clone(),
+            mla,
             config: EngineConfig::default(),
         }
     }
@@ -295,7 +296,7 @@ impl<P: Platform> Asked<P> {
     fn say<Q: Serialize + DeserializeOwned, A: Serialize>(
         &mut self,
         defaults: Q,
-        ask: impl FnOnce(&mut P, &Facts, &Q) -> Result<A, Fault>,
+        ask: impl FnOnce(&mut P, &Arc<Facts>, &Q) -> Result<A, Fault>,
     ) -> Result<String> {
         let mut question = serde_json::to_value(&defaults).map_err(Failure::failed)?;
         merge(&mut question, &self.input, "--input").map_err(Failure::Input)?;

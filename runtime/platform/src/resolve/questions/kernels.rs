@@ -6,9 +6,13 @@ use crate::facts::{GraphSupport, Kernel};
 use crate::needs::{Need, takes_block};
 use crate::plan::{DecidedBy, KernelChoices, Selection};
 use crate::policy::{
-    AttentionQuery, BlockPlan, BlockQuery, Choice, Decision, GraphPlan, OpShape, Severity, Value,
+    AttentionQuery, BlockPlan, BlockQuery, Choice, Decision, GraphPlan, GraphQuery, OpShape,
+    Severity, Value,
 };
 use crate::text;
+
+/// Traits of a model that do not concern its attention.
+const NOT_OF_ATTENTION: [&str; 2] = ["multimodal", "pooling"];
 
 impl Questions<'_> {
     /// Attention for prefill and for decode.
@@ -25,7 +29,12 @@ impl Questions<'_> {
         let query = AttentionQuery {
             device: self.devices.first().copied().unwrap_or(0),
             phase: phase.to_owned(),
-            layer_kind: if window { "sliding-window" } else { "full" }.to_owned(),
+            layer_kind: match (self.model.mla, window) {
+                (Some(_), _) => "mla",
+                (None, true) => "sliding-window",
+                (None, false) => "full",
+            }
+            .to_owned(),
             head_size: self.model.head_size,
             num_heads: self.model.num_heads,
             num_kv_heads: self.model.num_kv_heads,
@@ -36,9 +45,12 @@ impl Questions<'_> {
                 .is_users("block-size")
                 .then_some(config.block_size),
             requested: config.attention_backend.clone(),
-            traits: self.model.traits.clone(),
+            traits: self.attention_traits(),
+            mla: self.model.mla,
             config: config.clone(),
         };
+        let mut traits = query.traits.clone();
+        traits.extend(query.mla.map(|_| "mla".to_owned()));
         let need = Need {
             op: "attention",
             phase: Some(phase),
@@ -47,14 +59,16 @@ impl Questions<'_> {
             head_size: Some(query.head_size),
             block_size: query.block_size,
             format: None,
-            traits: &query.traits,
+            traits: &traits,
+            capability: self.capability,
         };
         let devices = self.devices.clone();
         let facts = self.facts.clone();
+        let requested = query.requested.as_deref();
         let answer = self.said(
             "select-attention",
             |p, f| p.select_attention(f, &query),
-            |answer| check::decision(answer, &need, &facts, &devices),
+            |answer| check::decision(answer, &need, requested, &facts, &devices),
         )?;
         let selection = self.selection("attention", phase, answer)?;
         match &query.requested {
@@ -90,6 +104,14 @@ impl Questions<'_> {
             }),
             None => Ok(selection),
         }
+    }
+
+    /// What the model asks of attention. Other traits of it are nothing to an attention kernel.
+    fn attention_traits(&self) -> Vec<String> {
+        let elsewhere = |name: &String| NOT_OF_ATTENTION.contains(&name.as_str());
+        let mut traits = self.model.traits.clone();
+        traits.retain(|name| !elsewhere(name));
+        traits
     }
 
     /// A matrix multiplication for each weight format of the model.
@@ -134,6 +156,7 @@ impl Questions<'_> {
             dtype: Some(&shape.dtype),
             format: shape.format.as_deref(),
             traits: &shape.traits,
+            capability: self.capability,
             ..Need::default()
         };
         let devices = self.devices.clone();
@@ -141,7 +164,7 @@ impl Questions<'_> {
         let answer = self.said(
             "kernel-priority",
             |p, f| p.kernel_priority(f, op, shape),
-            |answer| check::decision(answer, &need, &facts, &devices),
+            |answer| check::decision(answer, &need, None, &facts, &devices),
         )?;
         self.selection(op, subject, answer)
     }
@@ -159,11 +182,11 @@ impl Questions<'_> {
             notes,
         } = match answer {
             Decision::Chosen(choice) => choice,
-            Decision::NothingValid(rejected) => {
+            Decision::Refused(refusal) => {
                 return Err(Box::new(Refusal::NoKernel {
                     platform: self.id.clone(),
                     purpose,
-                    rejected,
+                    refusal,
                 }));
             }
         };
@@ -262,35 +285,38 @@ impl Questions<'_> {
                     kernel.id
                 ));
             }
-            if kv_layout.is_some() && kv_layout != &kernel.kv_layout {
-                let reads = kernel.kv_layout.as_deref().unwrap_or("none");
-                return Err(format!(
-                    "another KV layout than {reads}, which kernel '{}' reads",
-                    kernel.id
-                ));
+            let reads = &kernel.kv_layouts;
+            match kv_layout {
+                Some(layout) if !reads.is_empty() && !reads.contains(layout) => {
+                    return Err(format!(
+                        "another KV layout than {}, which kernel '{}' reads",
+                        text::list(reads),
+                        kernel.id
+                    ));
+                }
+                _ => {}
             }
         }
         Ok(())
     }
 
     pub(super) fn graphs(&mut self, selections: &[Selection]) -> Answer<GraphPlan> {
-        let support = |id: &String| {
-            let kernel: Option<&Kernel> = self.facts.kernels.iter().find(|kernel| kernel.id == *id);
-            kernel.map(|kernel| kernel.graph)
+        let kernel = |id: &String| -> Option<&Kernel> {
+            self.facts.kernels.iter().find(|kernel| kernel.id == *id)
         };
         let attention = selections
             .iter()
             .filter(|selection| selection.op == "attention");
         let weakest = attention
-            .filter_map(|selection| support(&selection.selected))
-            .min();
-        let weakest = weakest.unwrap_or(GraphSupport::Never);
-        let config = self.settings.config.clone();
-        let answer = self.said(
-            "plan-graphs",
-            |p, f| p.plan_graphs(f, &config, weakest),
-            |_| Ok(()),
-        )?;
+            .filter_map(|selection| kernel(&selection.selected))
+            .min_by_key(|kernel| kernel.graph);
+        let query = GraphQuery {
+            config: self.settings.config.clone(),
+            weakest: weakest.map_or(GraphSupport::Never, |kernel| kernel.graph),
+            kernel: weakest.map(|kernel| kernel.id.clone()).unwrap_or_default(),
+        };
+        let weakest = query.weakest;
+        let answer = self.said("plan-graphs", |p, f| p.plan_graphs(f, &query), |_| Ok(()))?;
         let graphs = match answer {
             Ok(graphs) => graphs,
             Err(diagnostic) => return Err(self.rejected(vec![diagnostic])),

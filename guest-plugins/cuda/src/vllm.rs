@@ -1,0 +1,255 @@
+//! What vLLM v0.22.1 decides on NVIDIA devices (`platforms/cuda.py`, and the backends under `v1/attention/backends`).
+
+use plinth_sdk::prelude::*;
+use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, select};
+use plinth_sdk::vllm::{blocks, defaults, extra, graphs, quantization};
+
+/// Major compute capabilities.
+const HOPPER: u32 = 9;
+const BLACKWELL: u32 = 10;
+
+fn capability(facts: &Facts, device: u32) -> Capability {
+    let device = facts.devices.get(device as usize);
+    device
+        .and_then(|device| device.capability)
+        .unwrap_or((0, 0))
+}
+
+/// Activation dtypes by compute capability, best first (`platforms/cuda.py:163-174`).
+pub fn dtypes(capability: Capability) -> Vec<String> {
+    let names: &[&str] = match capability {
+        (8.., _) => &["bf16", "f16", "f32"],
+        (6.., _) => &["f16", "f32"],
+        _ => &["f32"],
+    };
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// Backends in the order of vLLM (`platforms/cuda.py:78-147`).
+fn priorities(major: u32, query: &AttentionQuery) -> Vec<&'static str> {
+    let latent = query.layer_kind == "mla";
+    let quantised = is_quantised(&query.kv_dtype);
+    match (latent, major) {
+        (false, BLACKWELL) => vec![
+            "FLASHINFER",
+            "FLASH_ATTN",
+            "TRITON_ATTN",
+            "FLEX_ATTENTION",
+            "TURBOQUANT",
+        ],
+        (false, _) => vec![
+            "FLASH_ATTN",
+            "FLASHINFER",
+            "TRITON_ATTN",
+            "FLEX_ATTENTION",
+            "TURBOQUANT",
+        ],
+        (true, BLACKWELL) => {
+            // FlashMLA pads few heads to many, and does not like a quantised cache.
+            let mut sparse = ["FLASHMLA_SPARSE", "FLASHINFER_MLA_SPARSE"];
+            if quantised || query.num_heads <= 16 {
+                sparse.reverse();
+            }
+            let mut order = vec![
+                "FLASHINFER_MLA",
+                "TOKENSPEED_MLA",
+                "CUTLASS_MLA",
+                "FLASH_ATTN_MLA",
+                "FLASHMLA",
+                "TRITON_MLA",
+            ];
+            order.extend(sparse);
+            order
+        }
+        (true, _) => vec![
+            "FLASH_ATTN_MLA",
+            "FLASHMLA",
+            "FLASHINFER_MLA",
+            "TRITON_MLA",
+            "FLASHMLA_SPARSE",
+        ],
+    }
+}
+
+/// FlashAttention as built in: 2 from Ampere on, 3 on Hopper, 4 on Hopper and newer data centre devices
+/// (`v1/attention/backends/fa_utils.py:53-175`).
+fn flash_attention(major: u32, batch_invariant: bool) -> Option<u32> {
+    match major {
+        HOPPER => Some(3),
+        BLACKWELL if !batch_invariant => Some(4),
+        8.. => Some(2),
+        _ => None,
+    }
+}
+
+fn has_flash_attention_4(major: u32) -> bool {
+    (9..=11).contains(&major)
+}
+
+/// Kernels of TensorRT-LLM behind FlashInfer: they are fetched (`utils/flashinfer.py:335-347`).
+fn has_trtllm(facts: &Facts, major: u32, batch_invariant: bool) -> bool {
+    let within_reach = facts
+        .services
+        .iter()
+        .any(|name| name == "nvidia-artifactory");
+    major == BLACKWELL && within_reach && !batch_invariant
+}
+
+/// Every reason against a backend, from the catalogue and from what depends on the device.
+fn reasons(facts: &Facts, kernel: &Kernel, query: &AttentionQuery) -> Vec<String> {
+    let has = capability(facts, query.device);
+    let major = has.0;
+    let invariant = asks_for(query, "batch-invariant");
+    let sinks = asks_for(query, "sinks");
+    let sparse = asks_for(query, "sparse");
+    let mut fits = Fits::of(facts, kernel, query, Some(has));
+    match kernel.id.as_str() {
+        "FLASH_ATTN" => {
+            let version = flash_attention(major, invariant);
+            let quantised = query.kv_dtype.starts_with("fp8");
+            fits.kv_dtype &= !quantised || (version == Some(3) && major == HOPPER);
+            fits.head_size &= query.head_size <= 256 || has_flash_attention_4(major);
+            fits.per_head_scales &=
+                !asks_for(query, "per-head-scales") || version.is_some_and(|n| n >= 3);
+            fits.sinks &= !sinks || matches!(version, Some(3 | 4));
+            if sinks && has < (9, 0) {
+                fits.combination = Some("sink not supported on compute capability < 9.0".into());
+            }
+        }
+        "FLASHINFER" => fits.sinks &= !sinks || has_trtllm(facts, major, invariant),
+        "FLASH_ATTN_MLA" if major != HOPPER => {
+            fits.combination = Some("FlashAttention MLA not supported on this device".into());
+        }
+        "FLASHMLA" if sparse && !matches!(major, HOPPER | BLACKWELL) => {
+            let reason = "FlashMLA Sparse is only supported on Hopper and Blackwell devices.";
+            fits.combination = Some(reason.into());
+        }
+        "FLASHMLA" if !sparse && major != HOPPER => {
+            let reason = "FlashMLA Dense is only supported on Hopper devices.";
+            fits.combination = Some(reason.into());
+        }
+        "FLASHINFER_MLA" => fits.combination = flashinfer_widths(query, "", &[64, 128, 192]),
+        "FLASHINFER_MLA_SPARSE" => {
+            let keys = (!asks_for(query, "index-topk"))
+                .then(|| "FlashInfer MLA Sparse requires model with index_topk config".to_owned());
+            fits.combination = flashinfer_widths(query, " Sparse", &[128, 192]).or(keys);
+        }
+        "TOKENSPEED_MLA" => fits.combination = tokenspeed(facts, query),
+        _ => {}
+    }
+    fits.reasons(query)
+}
+
+/// FlashInfer's kernels for latent attention are compiled for some widths.
+fn flashinfer_widths(query: &AttentionQuery, kind: &str, widths: &[u32]) -> Option<String> {
+    let nope = query.mla.map_or(1, |mla| mla.nope);
+    (!widths.contains(&nope)).then(|| {
+        format!(
+            "FlashInfer MLA{kind} kernel requires qk_nope_head_dim in {widths:?}, but got {nope}"
+        )
+    })
+}
+
+/// The optional package, for DeepSeek R1's widths alone.
+fn tokenspeed(facts: &Facts, query: &AttentionQuery) -> Option<String> {
+    if !facts.packages.iter().any(|name| name == "tokenspeed_mla") {
+        let reason = "tokenspeed_mla package is not installed. Install it with: `uv pip install tokenspeed-mla`";
+        return Some(reason.to_owned());
+    }
+    let (nope, rope, v) = query
+        .mla
+        .map_or((0, 0, 0), |mla| (mla.nope, mla.rope, mla.v));
+    ((nope, rope, v) != (128, 64, 128)).then(|| {
+        format!(
+            "tokenspeed_mla requires DeepSeek R1 MLA dimensions (qk_nope_head_dim=128, qk_rope_head_dim=64, \
+             v_head_dim=128), got ({nope}, {rope}, {v})"
+        )
+    })
+}
+
+pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+    let (major, _) = capability(facts, query.device);
+    let order = priorities(major, query);
+    select("cuda", facts, query, &order, |kernel| {
+        reasons(facts, kernel, query)
+    })
+}
+
+/// Vision encoders: the first that takes width, dtype and device; plain PyTorch takes all (`platforms/cuda.py:387-440`).
+pub fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+    let has = capability(facts, query.device);
+    let order = match has >= (8, 0) {
+        true => ["FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA", "FLASHINFER"],
+        false => ["FLASH_ATTN", "TORCH_SDPA", "TRITON_ATTN", "FLASHINFER"],
+    };
+    select("cuda", facts, query, &order, |kernel| {
+        let fits = Fits::of(facts, kernel, query, Some(has));
+        let checked = Fits {
+            kv_dtype: true,
+            block_size: true,
+            mla: true,
+            sparse: true,
+            layer_type: true,
+            non_causal: true,
+            ..fits
+        };
+        checked.reasons(query)
+    })
+}
+
+pub fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
+    let (major, _) = capability(facts, query.device);
+    let plan = blocks::choose(facts, query, blocks::DEFAULT)?;
+    let kv_layout = match query.backends.first().map(String::as_str) {
+        Some("FLASHINFER") if major == BLACKWELL => Some("HND"),
+        Some("FLASHINFER_MLA" | "FLASHINFER_MLA_SPARSE" | "TOKENSPEED_MLA") => Some("HND"),
+        _ => None,
+    };
+    Ok(BlockPlan {
+        kv_layout: kv_layout.map(str::to_owned),
+        ..plan
+    })
+}
+
+/// Graphs. What a backend supports may depend on the device and on what it was built with.
+pub fn plan_graphs(facts: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
+    let (major, _) = capability(facts, 0);
+    let here = match query.kernel.as_str() {
+        "FLASH_ATTN" if major != HOPPER => GraphSupport::UniformBatch,
+        "FLASHINFER" if !has_trtllm(facts, major, false) => GraphSupport::SingleTokenDecode,
+        _ => query.weakest,
+    };
+    graphs::plan(query, here.min(query.weakest))
+}
+
+pub fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
+    defaults(model, config, &dtypes(capability(facts, 0)))
+}
+
+/// What vLLM raises or warns of at the start.
+pub fn findings(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Diagnostic> {
+    let has = capability(facts, 0);
+    let mut findings: Vec<_> = quantization::gate(model, Some(has)).into_iter().collect();
+    if config.dtype == "bf16" && has < (8, 0) {
+        let message = format!(
+            "bf16 needs compute capability 8.0, and the device has {}.{}",
+            has.0, has.1
+        );
+        let rejected = reject("dtype", message, Some("take --dtype f16".to_owned()));
+        findings.push(Diagnostic {
+            path: Some("dtype".to_owned()),
+            ..rejected
+        });
+    }
+    if extra(config, "chunked-mm-input").is_none_or(|value| value == "true")
+        && ["multimodal", "mm-prefix"]
+            .iter()
+            .all(|name| model.traits.iter().any(|t| t == name))
+    {
+        findings.push(info(
+            "chunked-mm-input",
+            "images attend in both directions, so that their tokens are not split over steps",
+        ));
+    }
+    findings
+}
