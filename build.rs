@@ -12,6 +12,9 @@ fn main() {
     println!("cargo::rerun-if-changed=guest-plugins");
     println!("cargo::rerun-if-changed=wit");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo sets OUT_DIR"));
+    if let Err(error) = write_library(&out) {
+        println!("cargo::error=cannot list the library of machines: {error}");
+    }
     let built = build_guests(
         Path::new("guest-plugins"),
         &shared_target_dir(&out),
@@ -32,6 +35,33 @@ fn main() {
             println!("cargo::error=cannot copy '{file}': {error}");
         }
     }
+}
+
+/// What is known of machines and models, as constants: `MACHINES`, `MODELS`.
+fn write_library(out: &Path) -> std::io::Result<()> {
+    let mut code = String::new();
+    for (name, folder) in [("MACHINES", "tests/facts"), ("MODELS", "tests/models")] {
+        println!("cargo::rerun-if-changed={folder}");
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "json") {
+                files.push(std::path::absolute(path)?);
+            }
+        }
+        files.sort();
+        code += &format!("const {name}: [(&str, &str); {}] = [\n", files.len());
+        for path in files {
+            let stem = path
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            code += &format!("    ({stem:?}, include_str!({path:?})),\n");
+        }
+        code += "];\n";
+    }
+    std::fs::write(out.join("library.rs"), code)
 }
 
 /// Beside the profiles' folders, `target/guests`: debug, release and tests share what is built once.

@@ -150,15 +150,20 @@ pub struct BatchArgs {
 }
 
 /// `plinth plan`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
   plinth plan model.gguf
   plinth plan model.gguf --facts tests/facts/h100-box.json
   plinth plan model.gguf --plugin vendor.wasm --json
-  plinth plan --model-facts llama-70b.json --facts h100.json --catalogue vllm-0.22.1    what vLLM would run there")]
+  plinth plan --model-facts llama-70b.json --facts h100.json --catalogue vllm-0.22.1    what vLLM would run there
+  plinth plan --fleet machines/ --model llama-70b.json --model small.gguf --html fleet.html
+  plinth plan model.gguf --diff a100.json h100.json
+  plinth plan model.gguf --why attention.decode
+  plinth plan model.gguf --facts h100.json --what-if devices.capability=8.0
+  plinth plan model.gguf --record plan.json; plinth plugin replay plan.json --plugin next-version.wasm")]
 pub struct PlanArgs {
-    #[arg(help = MODEL_HELP, required_unless_present = "model_facts")]
+    #[arg(help = MODEL_HELP, required_unless_present_any = ["model_facts", "more_models", "diff"])]
     pub model: Option<PathBuf>,
     /// Plan for the model in this file of facts, of which no weights need be here
     #[arg(long, value_name = "FILE", conflicts_with = "model")]
@@ -167,6 +172,37 @@ pub struct PlanArgs {
     /// it (vllm-0.22.1/cuda, /rocm, /xpu, /tpu, /gaudi, /cpu), or those in a file
     #[arg(long, value_name = "NAME")]
     pub catalogue: Option<String>,
+    /// A model, or a file of facts of one; with --fleet it may be given several times
+    #[arg(long = "model", value_name = "MODEL")]
+    pub more_models: Vec<PathBuf>,
+    /// One table over all machines whose facts lie in this folder
+    #[arg(long, value_name = "DIR", help_heading = "Foresight")]
+    pub fleet: Option<PathBuf>,
+    /// With --fleet: print comma-separated values
+    #[arg(long, requires = "fleet", help_heading = "Foresight")]
+    pub csv: bool,
+    /// With --fleet: write a page that sorts and filters, to look at in a browser and to send
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "fleet",
+        help_heading = "Foresight"
+    )]
+    pub html: Option<PathBuf>,
+    /// What changes from A to B, and because of which fact: two files of facts, two platform components, two models, or
+    /// two recordings
+    #[arg(long, num_args = 2, value_names = ["A", "B"], help_heading = "Foresight", conflicts_with = "fleet")]
+    pub diff: Option<Vec<PathBuf>>,
+    /// The chain from facts to one decision, such as attention.decode
+    #[arg(long, value_name = "PATH", help_heading = "Foresight", conflicts_with_all = ["fleet", "diff"])]
+    pub why: Option<String>,
+    /// What would change with this fact, such as devices.capability=8.0, host.isa=-avx512f or packages=+aiter; without a
+    /// value, where along its known values decisions change
+    #[arg(long, value_name = "FACT[=VALUE]", help_heading = "Foresight", conflicts_with_all = ["fleet", "diff", "why"])]
+    pub what_if: Option<String>,
+    /// Write facts, questions and answers to a file, for `plinth plugin replay`
+    #[arg(long, value_name = "FILE", help_heading = "Foresight", conflicts_with_all = ["fleet", "diff", "why", "what_if"])]
+    pub record: Option<PathBuf>,
     /// Print the whole plan as JSON
     #[arg(long)]
     pub json: bool,
@@ -393,17 +429,39 @@ The answer comes with the question in full: any of its fields may be given in --
         #[arg(long, value_name = "NAME")]
         catalogue: Option<String>,
     },
+    /// Test a platform on every machine of the library: is it total, pure, stable and without contradiction?
+    #[command(after_help = "\
+Examples:
+  plinth plugin test vendor.wasm
+  plinth plugin test cpu --facts-dir my-machines/
+
+Exits with 0 only if no fault was found.")]
+    Test {
+        /// A component file, or the id of a built-in platform
+        plugin: String,
+        /// Machines whose facts lie in this folder, instead of those in this binary
+        #[arg(long, value_name = "DIR")]
+        facts_dir: Option<PathBuf>,
+        /// Print the counts and the faults as JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Ask platforms what was recorded, and compare every answer
     #[command(after_help = "\
 Examples:
   plinth plugin replay --vectors decisions.jsonl.gz                  vLLM's recorded decisions, by the built-in platforms
   plinth plugin replay --vectors decisions.jsonl.gz --plugin vendor.wasm --show-mismatches 5
+  plinth plugin replay plan.json --plugin next-version.wasm          what `plinth plan --record plan.json` wrote down
+  plinth plugin replay plan.json --plugin next-version.wasm          what `plinth plan --record plan.json` wrote down
 
 Exits with 0 only if all answers are equal, and with 1 if one is not.")]
     Replay {
-        /// Decisions of vLLM, one a line: {\"kind\", \"in\", \"out\"}; may be compressed by gzip
+        /// A plan that `plinth plan --record` wrote down
+        #[arg(required_unless_present = "vectors", conflicts_with = "vectors")]
+        recording: Option<PathBuf>,
+        /// Decisions of vLLM, one a line: {"kind", "in", "out"}; may be compressed by gzip
         #[arg(long, value_name = "FILE")]
-        vectors: PathBuf,
+        vectors: Option<PathBuf>,
         /// Ask this platform alone: a component file, or the id of a built-in one
         #[arg(long, value_name = "PLUGIN")]
         plugin: Option<String>,

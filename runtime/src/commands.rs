@@ -6,7 +6,7 @@ mod convert;
 mod doctor;
 mod facts;
 mod perplexity;
-mod plan;
+pub(crate) mod plan;
 mod plugin;
 mod run;
 mod tokenize;

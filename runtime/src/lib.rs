@@ -11,6 +11,7 @@ pub mod error;
 mod answer;
 mod builtin;
 mod catalogue;
+mod library;
 mod platforms;
 mod session;
 pub mod startup;

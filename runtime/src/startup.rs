@@ -54,6 +54,14 @@ fn bare_facts(file: Option<&Path>) -> Result<Facts> {
     }
 }
 
+/// The facts of a model: of its file, or as a file ending in `.json` gives them.
+pub fn model_of(path: &Path) -> Result<ModelFacts> {
+    match path.extension().is_some_and(|ending| ending == "json") {
+        true => model_facts(path),
+        false => Ok(open(path)?.facts()),
+    }
+}
+
 /// Reads the facts of a model from a file, in place of the model.
 pub fn model_facts(path: &Path) -> Result<ModelFacts> {
     read_json(path, "facts of a model")

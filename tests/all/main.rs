@@ -1,7 +1,10 @@
 //! The integration tests, one binary.
 
 mod answers;
+mod foresight;
 mod input;
+mod machines;
+mod out_of_tree;
 mod plans;
 mod readme;
 mod reference;

@@ -35,7 +35,7 @@ fn an_answer_that_differs_is_shown_and_fails() {
     assert!(run.out.contains("recorded  [9,0]"), "{}", run.out);
     assert!(run.out.contains("answered  [9,4]"), "{}", run.out);
     assert!(run.out.ends_with("replayed 1: 0 equal\n"), "{}", run.out);
-    run.fails(1, &["1 answers differ"]);
+    run.fails(1, &["1 answer differs"]);
     // Whoever else is asked must answer for itself.
     let run = replay(&path, &["--plugin", "cpu", "--json"]);
     let report: serde_json::Value = serde_json::from_str(&run.out).expect("it prints JSON");

@@ -6,7 +6,7 @@ mod build_guests;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -52,17 +52,44 @@ pub fn temporary(name: &str) -> PathBuf {
 /// The vendor's component, built from its own workspace.
 pub fn acme() -> String {
     static PATH: OnceLock<String> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guests");
-        let workspace = root().join("examples/vendor-platform");
-        let built = build_guests::build_guests(&workspace, &target, &["acme"]);
-        let folder = built.unwrap_or_else(|why| panic!("{why}"));
-        // Copied away from where another build may replace it.
-        let path = temporary("acme.wasm");
-        std::fs::copy(folder.join("acme.wasm"), &path).expect("it was built");
-        path.display().to_string()
-    })
-    .clone()
+    PATH.get_or_init(|| example("vendor-platform", "acme"))
+        .clone()
+}
+
+/// The out-of-tree platform of Gaudi devices.
+pub fn gaudi() -> String {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| example("gaudi-platform", "gaudi"))
+        .clone()
+}
+
+/// The platform of compiled shapes.
+pub fn shapes() -> String {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| example("shapes-platform", "shapes"))
+        .clone()
+}
+
+fn example(folder: &str, name: &str) -> String {
+    // One Cargo at a time: they share a folder.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _alone = BUILDING.lock();
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guests");
+    let workspace = root().join("examples").join(folder);
+    let built = build_guests::build_guests(&workspace, &target, &[name]);
+    let built = built.unwrap_or_else(|why| panic!("{why}"));
+    // Copied away from where another build may replace it.
+    let path = temporary(&format!("{name}.wasm"));
+    std::fs::copy(built.join(format!("{name}.wasm")), &path).expect("it was built");
+    path.display().to_string()
+}
+
+/// Facts of a model.
+pub fn model_facts(name: &str) -> String {
+    root()
+        .join(format!("tests/models/{name}.json"))
+        .display()
+        .to_string()
 }
 
 pub fn facts(name: &str) -> String {

@@ -15,6 +15,13 @@ const ENV: [&str; 3] = [
     "VLLM_CPU_NUM_OF_RESERVED_CPU",
 ];
 
+/// Vector units by the feature that sets each apart, widest first.
+const UNITS: [(&str, &str); 3] = [
+    ("avx512_vnni", "AVX-512 with VNNI"),
+    ("avx512f", "AVX-512"),
+    ("avx2", "AVX2 with FMA and F16C"),
+];
+
 impl Platform for Cpu {
     fn describe() -> Descriptor {
         Descriptor {
@@ -38,17 +45,16 @@ impl Platform for Cpu {
 
     fn why(facts: &Facts, kernel: &Kernel) -> String {
         // What a kernel needs beyond all others is what it is chosen for.
-        let unit = match kernel.requires.last().map(String::as_str) {
-            None => {
+        let needs = |feature: &str| kernel.requires.iter().any(|name| name == feature);
+        let unit = match UNITS.iter().find(|(feature, _)| needs(feature)) {
+            None if kernel.requires.is_empty() => {
                 return format!(
                     "no kernel is written for the vector unit of this machine ({}), and the portable one runs everywhere",
                     facts.host.arch
                 );
             }
-            Some("avx512_vnni") => "AVX-512 with VNNI",
-            Some("avx512vl") => "AVX-512",
-            Some("f16c") => "AVX2 with FMA and F16C",
-            Some(other) => other,
+            Some((_, unit)) => *unit,
+            None => kernel.requires[0].as_str(),
         };
         format!("written for {unit}, the widest that this machine has a kernel for")
     }

@@ -24,6 +24,8 @@ pub struct Need<'a> {
     pub block_size: Option<u32>,
     /// For matmul: weight format.
     pub format: Option<&'a str>,
+    /// Latent attention.
+    pub mla: bool,
     /// What else must hold of it.
     pub traits: &'a [String],
     /// Positions of the devices that may be used, for kernels that require one.
@@ -131,13 +133,19 @@ pub fn reasons_against(facts: &Facts, kernel: &Kernel, need: &Need<'_>) -> Vec<S
             format!("kv block size {size}: it does not take it")
         });
     }
-    for wanted in need.traits {
+    let asked: Vec<&str> = need
+        .traits
+        .iter()
+        .map(String::as_str)
+        .chain(need.mla.then_some("mla"))
+        .collect();
+    for &wanted in &asked {
         unless(has(&kernel.traits, wanted), &|| {
             format!("lacks the trait {wanted}")
         });
     }
     for only in kernel.traits.iter().filter_map(|t| t.strip_prefix("only:")) {
-        unless(has(need.traits, only), &|| {
+        unless(asked.contains(&only), &|| {
             format!("serves {only} and nothing else")
         });
     }

@@ -217,6 +217,7 @@ pub fn attention_need<'a>(provider: &'a str, query: &'a AttentionQuery) -> Need<
         head_size: Some(query.head_size),
         block_size: query.block_size,
         format: None,
+        mla: query.layer_kind == "mla",
         traits: &query.traits,
         devices: std::slice::from_ref(&query.device),
         capability: None,

@@ -13,6 +13,8 @@ pub mod floor;
 pub mod registry;
 pub mod resolve;
 
+pub mod decisions;
+pub mod exchange;
 pub mod plan;
 pub mod render;
 pub mod rule;

@@ -68,6 +68,8 @@ pub(crate) struct Room {
     pub available: u64,
     pub usable: u64,
     pub limit: String,
+    /// Devices that the platform has.
+    pub devices: usize,
 }
 
 impl Room {
@@ -90,6 +92,7 @@ impl Room {
             available,
             usable: (available as f64 * utilization) as u64,
             limit,
+            devices: devices.len(),
         }
     }
 }
@@ -142,10 +145,19 @@ pub(crate) fn budget(wish: &Wish<'_>, room: Room) -> Result<(MemoryBudget, u32),
             fix,
         }),
     };
-    let smaller =
-        "take a smaller model or quantisation, share it among devices (--tensor-parallel), lower --max-num-batched-tokens, or free memory"
-            .to_owned();
-    fits("weights and activations", fixed, room.usable, smaller)?;
+    let sharing = config.tensor_parallel.max(1) * config.pipeline_parallel.max(1);
+    let share = match room.devices > sharing as usize {
+        true => ", share it among more devices (--tensor-parallel)",
+        false => "",
+    };
+    let smaller = format!(
+        "take a smaller model or quantisation{share}, lower --max-num-batched-tokens, or free memory"
+    );
+    let what = match sharing {
+        1 => "weights and activations".to_owned(),
+        n => format!("weights and activations, shared among {n} devices,"),
+    };
+    fits(&what, fixed, room.usable, smaller)?;
     let block = kv_block_bytes(model, config).max(1);
     let block_tokens = u64::from(config.block_size.max(1));
     let (most, by, reason) = match config.kv_bytes {

@@ -1,11 +1,13 @@
 //! Who may answer: an id is claimed once, and nobody takes the name of a built-in.
 
+use crate::exchange::{Log, Recorder};
 use crate::plan::{Origin, Outcome, ProbeRecord};
 use crate::policy::{Descriptor, Fault, Platform};
 use crate::text;
+use std::sync::Arc;
 
 /// Ids of the platforms inside this binary.
-pub const BUILT_IN_IDS: [&str; 2] = ["cpu", "cuda"];
+pub const BUILT_IN_IDS: [&str; 5] = ["cpu", "cuda", "rocm", "tpu", "xpu"];
 
 /// Id of the native floor.
 pub const FLOOR_ID: &str = "native";
@@ -111,6 +113,20 @@ impl Registry {
             self.entries[n].refused = Some(Outcome::Refused(message));
             self.entries[n].platform = None;
         }
+    }
+
+    /// Writes down from now on what each platform is asked and what it answers: its id and digest, with the log.
+    pub fn record(&mut self) -> Vec<(String, String, Log)> {
+        let mut logs = Vec::new();
+        for entry in &mut self.entries {
+            if let (Some(platform), Some(descriptor)) = (entry.platform.take(), &entry.descriptor) {
+                let log = Log::default();
+                let recorder = Recorder::new(platform, Arc::clone(&log));
+                entry.platform = Some(Box::new(recorder));
+                logs.push((descriptor.id.clone(), entry.digest.clone(), log));
+            }
+        }
+        logs
     }
 
     pub(crate) fn entries(&mut self) -> &mut [Entry] {

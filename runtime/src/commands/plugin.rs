@@ -3,6 +3,7 @@
 mod decide;
 mod inspect;
 mod replay;
+mod test;
 
 use crate::cli::{PluginArgs, PluginCommand};
 use crate::error::{Failure, Result};
@@ -46,12 +47,24 @@ pub fn run(args: &PluginArgs, out: &mut dyn Write) -> Result<()> {
             };
             decide::run(&question, out)
         }
+        PluginCommand::Test {
+            plugin,
+            facts_dir,
+            json,
+        } => test::run(plugin, facts_dir.as_deref(), *json, out),
         PluginCommand::Replay {
+            recording,
             vectors,
             plugin,
             show_mismatches,
             json,
-        } => replay::run(vectors, plugin.as_deref(), *show_mismatches, *json, out),
+        } => {
+            let source = replay::Source {
+                recording: recording.as_deref(),
+                vectors: vectors.as_deref(),
+            };
+            replay::run(&source, plugin.as_deref(), *show_mismatches, *json, out)
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Every way to take more than a call may: each ends with the bound's name, and the plan goes on without the guest.
 
-use crate::guests::{facts, facts_with_attack, host_with_log, hostile, model, registry};
+use crate::guests::{self, facts, facts_with_attack, host_with_log, hostile, model, registry};
+use plinth_platform::facts::Facts;
 use plinth_platform::plan::Outcome;
-use plinth_platform::policy::Platform;
+use plinth_platform::policy::{Decision, Platform};
 use plinth_platform::resolve::{Wishes, resolve};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -131,4 +132,26 @@ fn log_lines_reach_the_reader_with_the_platforms_name_and_nothing_hidden() {
     let lines = lines.lock().expect("no test panics here");
     assert_eq!(lines.len(), 64, "what it wrote before its bound is kept");
     assert_eq!(lines[3], "hostile Warn line 3");
+}
+
+#[test]
+fn every_answer_is_about_the_facts_that_it_was_asked_with() {
+    let mut guest = guests::host()
+        .load_bytes("cpu", &guests::component("cpu"))
+        .expect("it loads");
+    let wide = guests::facts();
+    let mut narrow = Facts::clone(&wide);
+    narrow.host.isa.clear();
+    let narrow = Arc::new(narrow);
+    let mut chosen = |facts: &Arc<Facts>| match guest.select_attention(facts, &guests::attention())
+    {
+        Ok(Decision::Chosen(choice)) => choice.selected,
+        other => panic!("nothing chosen: {other:?}"),
+    };
+    // Facts are handed over once: going back and forth must not mix them up.
+    for _ in 0..3 {
+        assert_eq!(chosen(&wide), "cpu.avx2.attention");
+        assert_eq!(chosen(&narrow), "cpu.portable.attention");
+        assert_eq!(chosen(&narrow), "cpu.portable.attention");
+    }
 }

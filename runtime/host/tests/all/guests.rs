@@ -4,13 +4,12 @@
 mod build_guests;
 
 use plinth_host::{Guest, Host, HostOptions, LogSink};
-use std::sync::Arc;
-
 use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::plan::Origin;
+use plinth_platform::policy::{AttentionQuery, EngineConfig};
 use plinth_platform::registry::{Candidate, Registry};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// Where the guests lie, built once. Beside the profiles' folders, as the binary's build script has it.
 fn folder() -> &'static Path {
@@ -56,6 +55,25 @@ pub fn facts() -> Arc<Facts> {
     let mut facts: Facts = serde_json::from_str(text).expect("the fixture is facts");
     facts.kernels = plinth_kernels::catalog();
     Arc::new(facts)
+}
+
+/// A question about attention on that machine.
+pub fn attention() -> AttentionQuery {
+    AttentionQuery {
+        device: 0,
+        phase: "decode".to_owned(),
+        layer_kind: "full".to_owned(),
+        head_size: 64,
+        num_heads: 9,
+        num_kv_heads: 3,
+        dtype: "f32".to_owned(),
+        kv_dtype: "f16".to_owned(),
+        block_size: None,
+        requested: None,
+        traits: Vec::new(),
+        mla: None,
+        config: EngineConfig::default(),
+    }
 }
 
 pub fn facts_with_attack(attack: &str) -> Arc<Facts> {

@@ -1,6 +1,7 @@
 //! `plinth plugin replay`: recorded decisions, asked of platforms again.
 
 mod machines;
+mod recorded;
 mod translate;
 mod vectors;
 
@@ -71,17 +72,39 @@ impl Platforms {
     }
 }
 
+/// What is replayed: the one or the other.
+pub(super) struct Source<'a> {
+    pub recording: Option<&'a Path>,
+    pub vectors: Option<&'a Path>,
+}
+
 /// Runs the command.
 pub(super) fn run(
-    path: &Path,
+    source: &Source<'_>,
     plugin: Option<&str>,
     show: usize,
     json: bool,
     out: &mut dyn Write,
 ) -> Result<()> {
+    let mut platforms = Platforms::new(plugin);
+    let mut report = match (source.recording, source.vectors) {
+        (Some(path), _) => recorded::replay(path, &mut platforms)?,
+        (None, Some(path)) => replay_vectors(path, &mut platforms, json)?,
+        (None, None) => unreachable!("the command line wants one of them"),
+    };
+    report.replayed = report.kinds.values().map(|count| count.replayed).sum();
+    report.equal = report.kinds.values().map(|count| count.equal).sum();
+    print(&report, show, json, out)?;
+    match report.replayed - report.equal {
+        0 => Ok(()),
+        1 => Err(Failure::Failed(anyhow!("1 answer differs"))),
+        n => Err(Failure::Failed(anyhow!("{n} answers differ"))),
+    }
+}
+
+fn replay_vectors(path: &Path, platforms: &mut Platforms, json: bool) -> Result<Report> {
     let text = vectors::read(path)?;
     let lines = text.lines().count() as u64;
-    let mut platforms = Platforms::new(plugin);
     let mut translator = Translator::default();
     let mut report = Report::default();
     let progress = Progress::count("replaying", json);
@@ -92,27 +115,19 @@ pub(super) fn run(
         let vector = Vector::parse(line).map_err(|error| {
             Failure::Input(error.context(format!("{}:{}", path.display(), n + 1)))
         })?;
-        let mismatch = replay(&vector, n + 1, &mut platforms, &mut translator)?;
+        let mismatch = replay(&vector, n + 1, platforms, &mut translator)?;
         let count = report.kinds.entry(vector.kind.clone()).or_default();
         count.replayed += 1;
         count.equal += usize::from(mismatch.is_none());
         report.mismatches.extend(mismatch);
         progress.set(n as u64 + 1, lines);
     }
-    drop(progress);
-    report.replayed = report.kinds.values().map(|count| count.replayed).sum();
-    report.equal = report.kinds.values().map(|count| count.equal).sum();
-    if report.replayed == 0 {
-        let message = format!("'{}' holds no decision", path.display());
-        return Err(Failure::Input(anyhow!(message)));
-    }
-    print(&report, show, json, out)?;
-    match report.equal == report.replayed {
-        true => Ok(()),
-        false => {
-            let differ = report.replayed - report.equal;
-            Err(Failure::Failed(anyhow!("{differ} answers differ")))
-        }
+    match report.kinds.is_empty() {
+        false => Ok(report),
+        true => Err(Failure::Input(anyhow!(
+            "'{}' holds no decision",
+            path.display()
+        ))),
     }
 }
 

@@ -1,0 +1,160 @@
+//! The library of machines: what vLLM would run on each, by its catalogue and the sandboxed platforms, held against files
+//! that were read for sense. `PLINTH_BLESS=1` writes them anew.
+
+use crate::support::{facts, gaudi, model_facts, plinth, root};
+use serde_json::Value;
+use std::fmt::Write;
+
+const MODELS: [&str; 3] = ["smollm2-135m", "llama-3.3-70b", "deepseek-v3"];
+
+/// All machines with all models, as `--fleet --json` gives them.
+fn fleet(catalogue: &str) -> Vec<Value> {
+    let folder = root().join("tests/facts").display().to_string();
+    let plugin = gaudi();
+    let models = MODELS.map(model_facts);
+    let mut args = vec![
+        "plan",
+        "--fleet",
+        &folder,
+        "--json",
+        "--catalogue",
+        catalogue,
+    ];
+    if catalogue != "plinth" {
+        args.extend(["--plugin", &plugin]);
+    }
+    for model in &models {
+        args.extend(["--model", model]);
+    }
+    serde_json::from_str(&plinth(&args).succeeds()).expect("it prints JSON")
+}
+
+fn text<'a>(row: &'a Value, field: &str) -> &'a str {
+    row[field].as_str().unwrap_or_default()
+}
+
+/// A few lines for each machine: what a reviewer of a change wants to see.
+fn written(rows: &[Value]) -> String {
+    let mut out = String::new();
+    let mut last = "";
+    for row in rows {
+        let machine = text(row, "machine");
+        if machine != last {
+            let gap = if last.is_empty() { "" } else { "\n" };
+            writeln!(out, "{gap}{machine}: {}", text(row, "hardware")).unwrap();
+            last = machine;
+        }
+        let model = text(row, "model");
+        if let Some(why) = row["refused"].as_str() {
+            let mut lines = why.lines();
+            let first = lines.next().unwrap_or_default();
+            // A heading alone says nothing.
+            let second = lines.next().filter(|_| first.ends_with(':'));
+            let second = second
+                .map(|line| format!(" {}", line.trim()))
+                .unwrap_or_default();
+            writeln!(out, "  {model:<14} refused: {first}{second}").unwrap();
+            continue;
+        }
+        writeln!(
+            out,
+            "  {model:<14} {} · {} · {} · {} · graphs {} · {} devices · context {} · {} sequences",
+            text(row, "platform"),
+            text(row, "dtype"),
+            text(row, "attention"),
+            text(row, "matmul"),
+            text(row, "graphs"),
+            row["devices"],
+            row["context"],
+            row["sequences"],
+        )
+        .unwrap();
+        for warning in row["warnings"].as_array().into_iter().flatten() {
+            writeln!(
+                out,
+                "      warning: {}",
+                warning.as_str().unwrap_or_default()
+            )
+            .unwrap();
+        }
+    }
+    out
+}
+
+#[track_caller]
+fn holds(name: &str, now: &str) {
+    let path = root().join("tests/golden").join(name);
+    if std::env::var_os("PLINTH_BLESS").is_some() {
+        std::fs::write(&path, now).expect("it can be written");
+    }
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let line = before.lines().zip(now.lines()).find(|(a, b)| a != b);
+    assert!(
+        before == now,
+        "{name} is not what is planned now, from {line:?}; PLINTH_BLESS=1 writes it anew"
+    );
+}
+
+#[test]
+fn vllm_on_every_machine_is_as_it_was_read() {
+    holds("machines-vllm-0.22.1.txt", &written(&fleet("vllm-0.22.1")));
+}
+
+#[test]
+fn plinth_on_every_machine_is_as_it_was_read() {
+    holds("machines-plinth.txt", &written(&fleet("plinth")));
+}
+
+#[test]
+fn every_vendor_s_machines_have_a_platform() {
+    let rows = fleet("vllm-0.22.1");
+    for platform in ["cpu", "cuda", "gaudi", "rocm", "tpu", "xpu"] {
+        let served = rows
+            .iter()
+            .filter(|row| row["platform"] == platform)
+            .count();
+        assert!(served > 0, "{platform} serves no machine");
+    }
+}
+
+#[test]
+fn a_machine_that_grows_serves_no_less() {
+    // Eight of a device serve what one serves, and the library holds such pairs.
+    let rows = fleet("vllm-0.22.1");
+    for (one, many) in [
+        ("a100-40gb-1", "a100-80gb-8"),
+        ("h100-1", "h100-box"),
+        ("mi210-2", "mi300x-8"),
+    ] {
+        for model in MODELS {
+            let of = |machine: &str| {
+                let found = rows
+                    .iter()
+                    .find(|row| row["machine"] == machine && row["model"] == model);
+                found.expect("it is in the library").clone()
+            };
+            let (small, large) = (of(one), of(many));
+            if small["refused"].is_null() {
+                assert!(large["refused"].is_null(), "{many} with {model}");
+                assert!(
+                    small["sequences"].as_u64() <= large["sequences"].as_u64(),
+                    "{many} with {model}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_library_is_described() {
+    let readme =
+        std::fs::read_to_string(root().join("tests/facts/README.md")).expect("it is there");
+    for row in fleet("plinth") {
+        let file = format!("`{}.json`", text(&row, "machine"));
+        assert!(
+            readme.contains(&file),
+            "{file} has no source in tests/facts/README.md"
+        );
+    }
+    assert!(facts("h100-box").ends_with("h100-box.json"));
+}
