@@ -42,7 +42,7 @@ fn every_command_works_as_it_stands() {
     };
     link(model().as_ref(), "model.gguf");
     link(acme().as_ref(), "vendor.wasm");
-    for part in ["facts", "reference"] {
+    for part in ["facts", "models", "reference"] {
         std::fs::create_dir_all(folder.join("tests").join(part)).expect("a folder can be made");
         for entry in std::fs::read_dir(root().join("tests").join(part)).expect("it is there") {
             let path = entry.expect("an entry").path();

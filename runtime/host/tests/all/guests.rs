@@ -17,7 +17,11 @@ fn folder() -> &'static Path {
     FOLDER.get_or_init(|| {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-plugins");
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("guests");
-        let built = build_guests::build_guests(&source, &target, &["cpu", "cuda", "hostile"]);
+        let built = build_guests::build_guests(
+            &source,
+            &target,
+            &["cpu", "cuda", "rocm", "tpu", "xpu", "hostile"],
+        );
         built.unwrap_or_else(|why| panic!("{why}"))
     })
 }
