@@ -158,3 +158,85 @@ fn the_library_is_described() {
     }
     assert!(facts("h100-box").ends_with("h100-box.json"));
 }
+
+/// The plan of a machine with a model, in full.
+fn plan(machine: &str, model: &str, more: &[&str]) -> Value {
+    let (machine, model) = (facts(machine), model_facts(model));
+    let base = [
+        "plan",
+        "--json",
+        "--facts",
+        &machine,
+        "--model",
+        &model,
+        "--catalogue",
+        "vllm-0.22.1",
+    ];
+    serde_json::from_str(&plinth(&[&base[..], more].concat()).succeeds()).expect("JSON")
+}
+
+#[test]
+fn the_vendors_all_reduce_wants_direct_links() {
+    for (machine, devices, expected) in [
+        ("h200-8", "8", true),
+        ("l40s-4", "4", false),
+        ("rtx4090-2", "2", true),
+        ("mi300x-8", "8", true),
+        ("mi250x-8", "4", false),
+        ("intel-max1550-4", "4", false),
+    ] {
+        let plan = plan(machine, "smollm2-135m", &["--tensor-parallel", devices]);
+        let (parallel, said) = (&plan["parallel"], &plan["parallel"]["notes"][0]["message"]);
+        assert_eq!(parallel["custom_allreduce"], expected, "{machine}: {said}");
+        assert!(
+            said.as_str().is_some_and(|why| !why.is_empty()),
+            "{machine}"
+        );
+    }
+}
+
+#[test]
+fn latent_attention_has_a_backend_of_its_own_for_prefill() {
+    let hopper = plan("h200-8", "deepseek-v3", &["--tensor-parallel", "8"]);
+    assert_eq!(
+        hopper["kernels"]["attention_prefill"],
+        "MLA_PREFILL/FLASH_ATTN"
+    );
+    assert_eq!(hopper["kernels"]["attention_decode"], "FLASH_ATTN_MLA");
+    let blackwell = plan("b200-8", "deepseek-v3", &["--tensor-parallel", "8"]);
+    assert_eq!(
+        blackwell["block"]["block_size"], 32,
+        "what FLASHINFER_MLA takes"
+    );
+    assert_eq!(blackwell["block"]["kv_layout"], "HND");
+    let order = &blackwell["selections"][0]["ranking"];
+    assert_eq!(order[1], "MLA_PREFILL/TRTLLM_RAGGED");
+}
+
+#[test]
+fn a_hybrid_model_s_blocks_hold_its_state() {
+    // Of 8 kv heads of 128 in bf16 each of 8 devices has one: 512 bytes a token. A state of 1,000,000 bytes needs 1,954
+    // of them, in whole blocks of 16: 1,968 tokens, 1,007,616 bytes.
+    let text = std::fs::read_to_string(model_facts("llama-3.3-70b")).expect("it is there");
+    let mut model: Value = serde_json::from_str(&text).expect("JSON");
+    model["hybrid"] = true.into();
+    model["state_bytes"] = 1_000_000.into();
+    let path = crate::support::temporary("hybrid.json");
+    std::fs::write(&path, model.to_string()).expect("it can be written");
+    let (machine, model) = (facts("h200-8"), path.display().to_string());
+    let args = [
+        "plan",
+        "--json",
+        "--facts",
+        &machine,
+        "--model",
+        &model,
+        "--catalogue",
+        "vllm-0.22.1",
+        "--tensor-parallel",
+        "8",
+    ];
+    let plan: Value = serde_json::from_str(&plinth(&args).succeeds()).expect("JSON");
+    assert_eq!(plan["block"]["block_size"], 1968);
+    assert_eq!(plan["block"]["state_page_padded"], 1_007_616);
+}

@@ -142,8 +142,8 @@ impl Platform for Gaudi {
         memory_left(facts, config, device, used)
     }
 
-    fn plan_parallel(_: &Facts, config: &EngineConfig) -> ParallelPlan {
-        parallel(config, "hccl", false)
+    fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {
+        parallel(facts, config, "hccl", None)
     }
 
     fn plan_kv_transfer(facts: &Facts) -> KvTransferPlan {

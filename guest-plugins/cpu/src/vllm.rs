@@ -167,6 +167,26 @@ pub fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) 
         .into_iter()
         .collect();
     patches.extend(off("async-scheduling", "a CPU does not wait for a device"));
+    let (compilation, reason) = match config.lora {
+        true => ("none", "adapters are not compiled"),
+        false => (
+            "dynamo-trace-once",
+            "a CPU traces once, and compiles with inductor",
+        ),
+    };
+    patches.push(patch(
+        "extra.compilation",
+        Value::Text(compilation.to_owned()),
+        reason,
+    ));
+    if facts.host.arch == "aarch64" {
+        let reason = "its own GELU is faster there";
+        patches.push(patch(
+            "extra.custom-ops",
+            Value::Text("gelu".to_owned()),
+            reason,
+        ));
+    }
     patches.extend(off("cascade-attention", "the CPU's attention has none"));
     patches.extend(share(config));
     let space = facts

@@ -284,8 +284,8 @@ impl Platform for Cuda {
         memory_left(facts, config, index, used)
     }
 
-    fn plan_parallel(_: &Facts, config: &EngineConfig) -> ParallelPlan {
-        parallel(config, "nccl", true)
+    fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {
+        parallel(facts, config, "nccl", Some("nvlink"))
     }
 
     fn plan_kv_transfer(_: &Facts) -> KvTransferPlan {

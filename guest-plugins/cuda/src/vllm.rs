@@ -2,7 +2,7 @@
 
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, select};
-use plinth_sdk::vllm::{blocks, defaults, extra, graphs, quantization};
+use plinth_sdk::vllm::{blocks, defaults, graphs, quantization};
 
 /// Major compute capabilities.
 const HOPPER: u32 = 9;
@@ -167,8 +167,63 @@ fn tokenspeed(facts: &Facts, query: &AttentionQuery) -> Option<String> {
     })
 }
 
+/// Latent attention in prefill has backends of its own, unless it is sparse (`mla/prefill/selector.py:54-190`).
+const MLA_PREFILL: [&str; 4] = [
+    "MLA_PREFILL/FLASH_ATTN",
+    "MLA_PREFILL/TRTLLM_RAGGED",
+    "MLA_PREFILL/FLASHINFER",
+    "MLA_PREFILL/TOKENSPEED_MLA",
+];
+
+/// DeepSeek R1's widths: without rotation, with, and of a value.
+const R1: (u32, u32, u32) = (128, 64, 128);
+
+fn select_mla_prefill(facts: &Facts, query: &AttentionQuery) -> Decision {
+    let has = capability(facts, query.device);
+    let order = if has.0 == BLACKWELL {
+        &MLA_PREFILL[..]
+    } else {
+        &MLA_PREFILL[..1]
+    };
+    let widths = query.mla.map(|mla| (mla.nope, mla.rope, mla.v));
+    // What was asked for is the backend of decode.
+    let query = AttentionQuery {
+        requested: None,
+        ..query.clone()
+    };
+    select("cuda", facts, &query, order, |kernel| {
+        let (sm, packages): (Vec<_>, Vec<_>) =
+            unmet(&kernel.requires, facts, &[query.device], Some(has))
+                .into_iter()
+                .partition(|word| word.starts_with("sm_"));
+        let mut reasons = Vec::new();
+        if !sm.is_empty() {
+            reasons.push(format!(
+                "compute capability {}.{} not supported",
+                has.0, has.1
+            ));
+        }
+        if !kernel.dtypes.contains(&query.dtype) {
+            reasons.push(format!("dtype {} not supported", query.dtype));
+        }
+        if !packages.is_empty() {
+            reasons.push("required dependencies not available".to_owned());
+        }
+        if kernel.id != MLA_PREFILL[0] && widths != Some(R1) {
+            reasons.push(
+                "model does not have DeepSeek R1 MLA dimensions (qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128)"
+                    .to_owned(),
+            );
+        }
+        reasons
+    })
+}
+
 pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
     let (major, _) = capability(facts, query.device);
+    if query.phase == "prefill" && query.layer_kind == "mla" && !asks_for(query, "sparse") {
+        return select_mla_prefill(facts, query);
+    }
     let order = priorities(major, query);
     select("cuda", facts, query, &order, |kernel| {
         reasons(facts, kernel, query)
@@ -200,11 +255,12 @@ pub fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decisio
 pub fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
     let (major, _) = capability(facts, query.device);
     let plan = blocks::choose(facts, query, blocks::DEFAULT)?;
-    let kv_layout = match query.backends.first().map(String::as_str) {
-        Some("FLASHINFER") if major == BLACKWELL => Some("HND"),
-        Some("FLASHINFER_MLA" | "FLASHINFER_MLA_SPARSE" | "TOKENSPEED_MLA") => Some("HND"),
+    let layout = |backend: &String| match backend.as_str() {
+        "FLASHINFER" if major == BLACKWELL => Some("HND"),
+        "FLASHINFER_MLA" | "FLASHINFER_MLA_SPARSE" | "TOKENSPEED_MLA" => Some("HND"),
         _ => None,
     };
+    let kv_layout = query.backends.iter().find_map(layout);
     Ok(BlockPlan {
         kv_layout: kv_layout.map(str::to_owned),
         ..plan
@@ -223,7 +279,16 @@ pub fn plan_graphs(facts: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagn
 }
 
 pub fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-    defaults(model, config, &dtypes(capability(facts, 0)))
+    let has = |name: &str| model.traits.iter().any(|known| known == name);
+    let whole_images = (has("multimodal") && has("mm-prefix")).then(|| {
+        patch(
+            "extra.chunked-mm-input",
+            Value::Boolean(false),
+            "images attend in both directions, so that their tokens are not split over steps",
+        )
+    });
+    let defaults = defaults(model, config, &dtypes(capability(facts, 0)));
+    defaults.into_iter().chain(whole_images).collect()
 }
 
 /// What vLLM raises or warns of at the start.
@@ -240,16 +305,6 @@ pub fn findings(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec
             path: Some("dtype".to_owned()),
             ..rejected
         });
-    }
-    if extra(config, "chunked-mm-input").is_none_or(|value| value == "true")
-        && ["multimodal", "mm-prefix"]
-            .iter()
-            .all(|name| model.traits.iter().any(|t| t == name))
-    {
-        findings.push(info(
-            "chunked-mm-input",
-            "images attend in both directions, so that their tokens are not split over steps",
-        ));
     }
     findings
 }

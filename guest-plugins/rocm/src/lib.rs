@@ -171,7 +171,15 @@ impl Platform for Rocm {
     }
 
     fn default_config(_: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
+        let indexer = patch(
+            "extra.custom-ops",
+            Value::Text("sparse_attn_indexer".to_owned()),
+            "ROCm's own, by default",
+        );
         defaults(model, config, &dtypes())
+            .into_iter()
+            .chain([indexer])
+            .collect()
     }
 
     fn check_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> CheckResult {
@@ -247,7 +255,8 @@ impl Platform for Rocm {
     }
 
     fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {
-        parallel(config, "nccl", is_any(arch(facts, 0), &["gfx94", "gfx95"]))
+        let own = is_any(arch(facts, 0), &["gfx94", "gfx95"]);
+        parallel(facts, config, "nccl", own.then_some("xgmi"))
     }
 
     fn plan_kv_transfer(_: &Facts) -> KvTransferPlan {

@@ -1,7 +1,8 @@
 //! What platforms of accelerators have in common: they serve the devices of a vendor by the kernels of a provider.
 
 use crate::prelude::{
-    Availability, Diagnostic, EngineConfig, Facts, ParallelPlan, ProbeResult, info, reject,
+    Availability, DeviceFacts, Diagnostic, EngineConfig, Facts, ParallelPlan, ProbeResult, info,
+    reject,
 };
 
 /// Devices of a vendor, by their positions among the facts.
@@ -94,15 +95,75 @@ pub fn memory_left(
     Ok(usable.saturating_sub(used))
 }
 
-/// Processes that share a model by a collective library, one a device.
-pub fn parallel(config: &EngineConfig, collective: &str, custom_allreduce: bool) -> ParallelPlan {
+/// Processes that share a model by a collective library, one a device. `link` is what the vendor's own all-reduce runs
+/// over, where there is one.
+pub fn parallel(
+    facts: &Facts,
+    config: &EngineConfig,
+    collective: &str,
+    link: Option<&str>,
+) -> ParallelPlan {
     let several = config.tensor_parallel * config.pipeline_parallel > 1;
     let name = |many: &str, one: &str| if several { many } else { one }.to_owned();
+    let (custom_allreduce, why) = custom_allreduce(facts, config, link);
     ParallelPlan {
         collective: name(collective, "none"),
-        custom_allreduce: several && custom_allreduce && config.custom_allreduce,
+        custom_allreduce,
         executor: name("multi-process", "in-process"),
         gather: name("gather", "none"),
-        notes: Vec::new(),
+        notes: several
+            .then(|| info("allreduce", why))
+            .into_iter()
+            .collect(),
+    }
+}
+
+/// Numbers of devices that vendors' own all-reduces are written for.
+const SHARED_BY: [u32; 4] = [2, 4, 6, 8];
+
+/// Is the vendor's own all-reduce used, and why? More than two devices must all be linked directly
+/// (vLLM 0.22.1, `distributed/device_communicators/custom_all_reduce.py:51-170`).
+fn custom_allreduce(facts: &Facts, config: &EngineConfig, link: Option<&str>) -> (bool, String) {
+    let sharing = config.tensor_parallel;
+    let by_user = config
+        .user_set
+        .iter()
+        .any(|field| field == "custom-allreduce");
+    let Some(link) = link else {
+        return (
+            false,
+            "the platform has no all-reduce of its own".to_owned(),
+        );
+    };
+    if sharing < 2 {
+        return (false, "every layer is on one device".to_owned());
+    }
+    if by_user && !config.custom_allreduce {
+        return (false, "switched off by the user".to_owned());
+    }
+    if !SHARED_BY.contains(&sharing) {
+        return (
+            false,
+            format!("written for {SHARED_BY:?} devices, not for {sharing}"),
+        );
+    }
+    let first: Vec<_> = facts.devices.iter().take(sharing as usize).collect();
+    let linked = |a: &DeviceFacts, b: &DeviceFacts| {
+        a.peers
+            .iter()
+            .any(|peer| peer.device == b.index && peer.link == link && peer.hops == 1)
+    };
+    let all = first
+        .iter()
+        .all(|a| first.iter().all(|b| a.index == b.index || linked(a, b)));
+    match sharing > 2 && !all {
+        true => (
+            false,
+            format!("{sharing} devices, not all linked directly by {link}"),
+        ),
+        false => (
+            true,
+            format!("{sharing} devices on one node, linked well enough"),
+        ),
     }
 }

@@ -169,8 +169,8 @@ impl Platform for Tpu {
         })
     }
 
-    fn plan_parallel(_: &Facts, config: &EngineConfig) -> ParallelPlan {
-        parallel(config, "xla", false)
+    fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {
+        parallel(facts, config, "xla", None)
     }
 
     /// A seed of each request would be a compilation of each.

@@ -86,7 +86,17 @@ impl Platform for Xpu {
                 patch("graph-mode", Value::Text("none".to_owned()), reason)
             }
         });
-        dtype.into_iter().chain(wish).chain(share(config)).collect()
+        let fusion = patch(
+            "extra.fusion-passes",
+            Value::Text("none".to_owned()),
+            "Intel devices support none of them yet",
+        );
+        dtype
+            .into_iter()
+            .chain(wish)
+            .chain(share(config))
+            .chain([fusion])
+            .collect()
     }
 
     fn check_config(facts: &Facts, _: &ModelFacts, config: &EngineConfig) -> CheckResult {
@@ -168,8 +178,8 @@ impl Platform for Xpu {
         memory_left(facts, config, device, used)
     }
 
-    fn plan_parallel(_: &Facts, config: &EngineConfig) -> ParallelPlan {
-        parallel(config, "xccl", false)
+    fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {
+        parallel(facts, config, "xccl", None)
     }
 
     fn plan_kv_transfer(_: &Facts) -> KvTransferPlan {

@@ -217,6 +217,7 @@ impl ModelFile {
             max_len: config.context_length as u32,
             mla: None,
             hybrid: false,
+            state_bytes: None,
             moe: false,
             traits: window
                 .map(|_| "sliding-window".to_owned())

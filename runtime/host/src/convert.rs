@@ -92,7 +92,7 @@ going_in!(facts::Engine => wit::Engine { | name | version | | });
 going_in!(facts::Facts => wit::Facts { | env packages services | host engine | devices driver_notes kernels | });
 going_in!(facts::MlaDims => wit::MlaDims { nope rope v lora_rank | | | | });
 going_in!(facts::ModelFacts => wit::ModelFacts {
-    weight_bytes head_size num_heads num_kv_heads layers hidden_size intermediate_size vocab_size max_len hybrid moe
+    weight_bytes head_size num_heads num_kv_heads layers hidden_size intermediate_size vocab_size max_len hybrid state_bytes moe
     | arch dtype quantization formats traits | | | mla
 });
 going_in!(policy::EngineConfig => wit::EngineConfig {

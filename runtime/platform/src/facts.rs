@@ -402,6 +402,9 @@ pub struct ModelFacts {
     /// Layers that are not attention (state space) alternate with those that are.
     #[serde(default)]
     pub hybrid: bool,
+    /// Bytes of the state that such a layer keeps for a sequence; absent if the model is not hybrid, or it is unknown.
+    #[serde(default)]
+    pub state_bytes: Option<u64>,
     /// Mixture of experts.
     #[serde(default)]
     pub moe: bool,

@@ -122,7 +122,8 @@ impl Settings {
     /// Every field with who decided it.
     pub fn list(&self) -> Vec<Setting> {
         let default = || (DecidedBy::Floor, "the default".to_owned(), None);
-        let setting = |&path: &&str| {
+        let setting = |path: &&str| {
+            let path = *path;
             let (by, reason, wanted) = self.decided.get(path).cloned().unwrap_or_else(default);
             Setting {
                 path: path.to_owned(),
@@ -132,11 +133,13 @@ impl Settings {
                 wanted,
             }
         };
-        FIELDS
-            .iter()
-            .filter(|&&path| path != "extra")
-            .map(setting)
-            .collect()
+        let fields = FIELDS.iter().filter(|&&path| path != "extra");
+        let mut list: Vec<_> = fields.map(setting).collect();
+        for (name, _) in &self.config.extra {
+            let path = format!("{EXTRA}{name}");
+            list.push(setting(&path.as_str()));
+        }
+        list
     }
 }
 
@@ -167,7 +170,11 @@ pub(crate) fn get(config: &EngineConfig, path: &str) -> Option<Value> {
         "kv-bytes" => config.kv_bytes.map(Value::Unsigned),
         "spec-tokens" => number(config.spec_tokens),
         "lora" => Some(Value::Boolean(config.lora)),
-        _ => None,
+        other => {
+            let name = other.strip_prefix(EXTRA)?;
+            let entry = config.extra.iter().find(|(known, _)| known == name)?;
+            Some(Value::Text(entry.1.clone()))
+        }
     }
 }
 
@@ -288,6 +295,30 @@ pub(crate) fn set(config: &mut EngineConfig, path: &str, value: &Value) -> Resul
             other => return Err(format!("found {}, expected 0 to 64", show(other))),
         },
         "lora" => config.lora = truth()?,
+        other if other.strip_prefix(EXTRA).is_some_and(is_extra_name) => {
+            let text = match value {
+                Value::Text(text) if text.len() <= 128 && text::fault(text).is_none() => {
+                    text.clone()
+                }
+                Value::Boolean(truth) => truth.to_string(),
+                Value::Unsigned(n) => n.to_string(),
+                wrong => {
+                    return Err(format!(
+                        "found {}, expected a word or a number",
+                        show(wrong)
+                    ));
+                }
+            };
+            let name = &other[EXTRA.len()..];
+            let known = config.extra.iter_mut().find(|(known, _)| known == name);
+            if let Some((_, old)) = known {
+                *old = text;
+            } else if config.extra.len() < MOST_EXTRA {
+                config.extra.push((name.to_owned(), text));
+            } else {
+                return Err(format!("more than {MOST_EXTRA} settings without a field"));
+            }
+        }
         other => {
             let known: Vec<_> = FIELDS.iter().filter(|&&field| field != "extra").collect();
             let known = text::list(&known.iter().map(|field| **field).collect::<Vec<_>>());
@@ -298,6 +329,17 @@ pub(crate) fn set(config: &mut EngineConfig, path: &str, value: &Value) -> Resul
         }
     }
     Ok(())
+}
+
+/// Settings of another engine that have no field here: `extra.compilation`.
+const EXTRA: &str = "extra.";
+
+/// Most of them.
+const MOST_EXTRA: usize = 64;
+
+fn is_extra_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    (1..=64).contains(&name.len()) && name.chars().all(plain)
 }
 
 /// Dtypes of caches are open text: what a platform offers is in its capabilities.

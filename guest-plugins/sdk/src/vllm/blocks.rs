@@ -2,7 +2,8 @@
 
 use super::extra;
 use crate::prelude::{
-    BlockPlan, BlockQuery, BlockSize, Diagnostic, Facts, Kernel, ModelFacts, reject, takes_block,
+    BlockPlan, BlockQuery, BlockSize, Diagnostic, EngineConfig, Facts, Kernel, ModelFacts, reject,
+    takes_block,
 };
 
 /// What vLLM takes where nothing speaks against it.
@@ -11,8 +12,13 @@ pub const DEFAULT: u32 = 16;
 /// The block size for a backend: the user's, else `default` if the backend takes it, else the least that it takes; and
 /// more where a state of a hybrid model needs more.
 pub fn choose(facts: &Facts, query: &BlockQuery, default: u32) -> Result<BlockPlan, Diagnostic> {
-    let backend = query.backends.first();
-    let kernel = backend.and_then(|id| facts.kernels.iter().find(|kernel| kernel.id == *id));
+    // The backend that reads blocks: one for prefill alone may read none.
+    let of = |id: &String| facts.kernels.iter().find(|kernel| kernel.id == *id);
+    let kernel = query
+        .backends
+        .iter()
+        .filter_map(of)
+        .find(|kernel| !kernel.block_sizes.is_empty());
     let fields = &query.config.user_set;
     let by_user = fields.iter().any(|field| field == "block-size");
     let (size, reason) = match (by_user, kernel) {
@@ -61,12 +67,14 @@ fn element(kv_dtype: &str, dtype: &str) -> u64 {
     }
 }
 
-/// Bytes of attention's cache for a token, in one layer.
-fn token_bytes(model: &ModelFacts, kv_dtype: &str, dtype: &str) -> u64 {
-    let element = element(kv_dtype, dtype);
+/// Bytes of attention's cache for a token, in one layer, on one device.
+fn token_bytes(model: &ModelFacts, config: &EngineConfig) -> u64 {
+    let element = element(&config.kv_dtype, &config.dtype);
+    // Devices that share a layer share its heads.
+    let heads = model.num_kv_heads.div_ceil(config.tensor_parallel.max(1));
     match model.mla {
         Some(mla) => u64::from(mla.lora_rank + mla.rope) * element,
-        None => 2 * u64::from(model.num_kv_heads) * u64::from(model.head_size) * element,
+        None => 2 * u64::from(heads) * u64::from(model.head_size) * element,
     }
 }
 
@@ -75,7 +83,7 @@ fn token_bytes(model: &ModelFacts, kv_dtype: &str, dtype: &str) -> u64 {
 fn aligned(query: &BlockQuery, kernel: Option<&Kernel>, plan: BlockPlan, page: u64) -> BlockPlan {
     let config = &query.config;
     let number = |name: &str| extra(config, name).and_then(|text| text.parse::<u64>().ok());
-    let token = token_bytes(&query.model, &config.kv_dtype, &config.dtype).max(1);
+    let token = token_bytes(&query.model, config).max(1);
     let size = u64::from(plan.block_size);
     let unit = u64::from(kernel.map_or(1, least)).max(size);
     let cache = extra(config, "state-cache").unwrap_or("none");

@@ -122,6 +122,7 @@ pub fn model() -> ModelFacts {
         max_len: 8192,
         mla: None,
         hybrid: false,
+        state_bytes: None,
         moe: false,
         traits: Vec::new(),
     }

@@ -275,6 +275,7 @@ pub fn model(format: &str) -> ModelFacts {
         max_len: 8192,
         mla: None,
         hybrid: false,
+        state_bytes: None,
         moe: false,
         traits: Vec::new(),
     }

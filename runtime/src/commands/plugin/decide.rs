@@ -91,6 +91,7 @@ fn no_model() -> ModelFacts {
         max_len: 131_072,
         mla: None,
         hybrid: false,
+        state_bytes: None,
         moe: false,
         traits: Vec::new(),
     }

@@ -227,7 +227,7 @@ impl Questions<'_> {
             backends: backends.clone(),
             model: self.model.clone(),
             config: config.clone(),
-            state_page_bytes: None,
+            state_page_bytes: self.model.state_bytes,
         };
         let answer = self.said(
             "choose-block-size",

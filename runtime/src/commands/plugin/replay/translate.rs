@@ -438,6 +438,7 @@ fn model(query: &AttentionQuery) -> ModelFacts {
         max_len: 32768,
         mla: None,
         hybrid: false,
+        state_bytes: None,
         moe: false,
         traits: Vec::new(),
     }
