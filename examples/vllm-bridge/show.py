@@ -9,7 +9,14 @@ def main(model):
     from vllm import LLM, SamplingParams
     from vllm.platforms import current_platform
 
-    llm = LLM(model=model, dtype="bfloat16", max_model_len=1024, max_num_seqs=4, enforce_eager=True)
+    llm = LLM(
+        model=model,
+        dtype="bfloat16",
+        max_model_len=1024,
+        max_num_seqs=4,
+        enforce_eager=True,
+        gpu_memory_utilization=0.3,
+    )
     answer = llm.generate(["The capital of France is"], SamplingParams(temperature=0, max_tokens=8))[0]
     config = llm.llm_engine.vllm_config
     heads = config.model_config.hf_config

@@ -4,7 +4,7 @@ use crate::error::{Failure, Result};
 use crate::startup;
 use anyhow::{Context, anyhow};
 use plinth_platform::facts::{Facts, ModelFacts};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 include!(concat!(env!("OUT_DIR"), "/library.rs"));
 
@@ -26,6 +26,18 @@ pub fn models() -> Result<Vec<(String, ModelFacts)>> {
 
 /// The machines of a folder instead.
 pub fn in_folder(folder: &Path) -> Result<Vec<(String, Facts)>> {
+    let named = files(folder)?.into_iter().map(|path| {
+        let facts = startup::facts(Some(&path))?;
+        Ok((stem(&path), Facts::clone(&facts)))
+    });
+    named.collect()
+}
+
+/// Every file of facts in a folder, in the order of their names.
+///
+/// # Errors
+/// The folder cannot be read, or holds none.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let shown = folder.display();
     let entries = std::fs::read_dir(folder)
         .with_context(|| format!("cannot read the folder '{shown}'"))
@@ -35,21 +47,18 @@ pub fn in_folder(folder: &Path) -> Result<Vec<(String, Facts)>> {
         .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
         .collect();
     files.sort();
-    if files.is_empty() {
-        return Err(Failure::Input(anyhow!(
+    match files.is_empty() {
+        false => Ok(files),
+        true => Err(Failure::Input(anyhow!(
             "'{shown}' holds no facts: expected *.json, as `plinth facts --json` prints them"
-        )));
+        ))),
     }
-    let named = files.iter().map(|path| {
-        let name = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let facts = startup::facts(Some(path))?;
-        Ok((name, Facts::clone(&facts)))
-    });
-    named.collect()
+}
+
+/// What a file is called, without its ending.
+pub fn stem(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default();
+    stem.to_string_lossy().into_owned()
 }
 
 fn read<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T> {

@@ -240,3 +240,35 @@ fn a_hybrid_model_s_blocks_hold_its_state() {
     assert_eq!(plan["block"]["block_size"], 1968);
     assert_eq!(plan["block"]["state_page_padded"], 1_007_616);
 }
+
+#[test]
+fn a_trait_that_nobody_knows_is_a_reason_to_reject() {
+    for (plugin, machine) in [
+        ("cpu", "xeon-spr-2s"),
+        ("cuda", "h100-1"),
+        ("rocm", "mi300x-8"),
+        ("xpu", "arc-b580-1"),
+        ("tpu", "tpu-v6e-8"),
+    ] {
+        let machine = facts(machine);
+        let input = r#"{"dtype": "bf16", "kv_dtype": "auto", "traits": ["time-travel"]}"#;
+        let args = [
+            "plugin",
+            "decide",
+            plugin,
+            "select-attention",
+            "--facts",
+            &machine,
+            "--catalogue",
+            "vllm-0.22.1",
+            "--input",
+            input,
+        ];
+        let said: Value = serde_json::from_str(&plinth(&args).succeeds()).expect("JSON");
+        let refused = &said["answer"]["refused"];
+        assert!(
+            refused.to_string().contains("time-travel"),
+            "{plugin}: {said:#}"
+        );
+    }
+}

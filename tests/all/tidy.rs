@@ -283,3 +283,13 @@ fn every_script_and_page_that_the_readme_names_exists() {
         "README.md points to what is not there: {missing:?}"
     );
 }
+
+#[test]
+fn what_a_kernel_requires_is_understood_alike_on_both_sides() {
+    // The guests' workspace cannot know the runtime's: the one file that both need is kept twice.
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("it is there");
+    let host = read("runtime/platform/src/requirement.rs");
+    let guests = read("guest-plugins/sdk/src/requirement.rs");
+    let host = host.replace("use crate::facts::Facts;", "use crate::prelude::Facts;");
+    assert_eq!(host, guests, "the two requirement.rs differ");
+}

@@ -30,7 +30,8 @@ class PlinthPlatform(CpuPlatform):
             }.items()
             if getattr(config, field, False)
         ]
-        kind = str(getattr(config, "attn_type", "decoder"))
+        kind = getattr(config, "attn_type", "decoder")
+        kind = str(getattr(kind, "value", kind))
         traits += [kind.replace("_", "-")] if kind != "decoder" else []
         chosen = component.attention(
             head_size=config.head_size,

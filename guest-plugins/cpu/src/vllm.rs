@@ -1,7 +1,7 @@
 //! What vLLM v0.22.1 decides on CPUs (`platforms/cpu.py`, `v1/attention/backends/cpu_attn.py`).
 
 use plinth_sdk::prelude::*;
-use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised};
+use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, unknown};
 use plinth_sdk::vllm::{auto_dtype, blocks, share};
 
 /// Bytes of a GiB.
@@ -95,6 +95,9 @@ pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
     }
     if asks_for(query, "sparse") {
         return refuse("Sparse Attention is not supported on CPU.");
+    }
+    if let Some(message) = unknown(query) {
+        return refuse(&message);
     }
     let chosen = match instructions(facts, query, block) {
         Ok(name) => format!("CPU_ATTN/{name}"),

@@ -39,6 +39,31 @@ pub struct Fits {
     pub batch_invariant: bool,
     /// What does not go together, in words.
     pub combination: Option<String>,
+    /// A trait that vLLM 0.22.1 has no check for: whether it can be served is not known.
+    pub unknown: Option<String>,
+}
+
+/// Traits that there is a check for, or that every backend serves.
+const KNOWN: [&str; 12] = [
+    "batch-invariant",
+    "encoder",
+    "encoder-decoder",
+    "encoder-only",
+    "index-topk",
+    "mm-prefix",
+    "non-causal",
+    "per-head-scales",
+    "sinks",
+    "sliding-window",
+    "soft-cap",
+    "sparse",
+];
+
+/// The first trait of a query that nobody knows, in words.
+pub fn unknown(query: &AttentionQuery) -> Option<String> {
+    let known = |name: &&String| KNOWN.contains(&name.as_str());
+    let first = query.traits.iter().find(|name| !known(name))?;
+    Some(format!("the trait '{first}' is not known"))
 }
 
 /// Does the query ask for this?
@@ -88,6 +113,7 @@ impl Fits {
             non_causal: takes("non-causal"),
             batch_invariant: takes("batch-invariant"),
             combination: None,
+            unknown: unknown(query),
         }
     }
 
@@ -148,6 +174,7 @@ impl Fits {
         failed
             .map(|(_, reason)| reason)
             .chain(self.combination.clone())
+            .chain(self.unknown.clone())
             .collect()
     }
 }

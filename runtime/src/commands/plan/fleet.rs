@@ -6,6 +6,7 @@ use super::changes::first_reason;
 use super::planner::{Outcome, Planner};
 use crate::cli::PlanArgs;
 use crate::error::{Failure, Result};
+use crate::library::{self, stem};
 use crate::progress::Progress;
 use crate::startup;
 use anyhow::{Context, anyhow};
@@ -13,7 +14,7 @@ use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::text;
 use serde::Serialize;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// One machine with one model.
@@ -62,7 +63,7 @@ const COLUMNS: [&str; 14] = [
 
 pub(super) fn run(folder: &Path, args: &PlanArgs, out: &mut dyn Write) -> Result<()> {
     let models = models(args)?;
-    let machines = machines(folder)?;
+    let machines = library::files(folder)?;
     let mut planner = Planner::new(args)?;
     let progress = Progress::count("planning", args.json || args.csv);
     let total = (machines.len() * models.len()) as u64;
@@ -92,13 +93,6 @@ pub(super) fn run(folder: &Path, args: &PlanArgs, out: &mut dyn Write) -> Result
     }
 }
 
-fn stem(path: &Path) -> String {
-    path.file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-}
-
 /// Every model that the command names.
 fn models(args: &PlanArgs) -> Result<Vec<(String, ModelFacts)>> {
     let named = args
@@ -112,25 +106,6 @@ fn models(args: &PlanArgs) -> Result<Vec<(String, ModelFacts)>> {
         false => Ok(models),
         true => Err(Failure::Input(anyhow!(
             "--fleet: name at least one --model"
-        ))),
-    }
-}
-
-/// Every file of facts in a folder, in order of their names.
-fn machines(folder: &Path) -> Result<Vec<PathBuf>> {
-    let shown = folder.display();
-    let entries = std::fs::read_dir(folder)
-        .with_context(|| format!("cannot read the folder '{shown}'"))
-        .map_err(Failure::Input)?;
-    let mut files: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
-        .collect();
-    files.sort();
-    match files.is_empty() {
-        false => Ok(files),
-        true => Err(Failure::Input(anyhow!(
-            "'{shown}' holds no facts: expected *.json, as `plinth facts --json` prints them"
         ))),
     }
 }
