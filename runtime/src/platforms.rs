@@ -28,9 +28,12 @@ pub fn registry(args: &PlatformArgs) -> Result<Registry> {
         }
         Err(error) => return Err(Failure::failed(error)),
     };
-    for (id, component) in builtin::COMPONENTS {
-        let guest = host.load_bytes(id, component);
-        register(&mut registry, Origin::BuiltIn, digest(component), guest);
+    for (guest, (_, component)) in load_built_in(&host).into_iter().zip(builtin::COMPONENTS) {
+        let digest = match &guest {
+            Ok(guest) => guest.digest().to_owned(),
+            Err(_) => digest(component),
+        };
+        register(&mut registry, Origin::BuiltIn, digest, guest);
     }
     for path in &args.plugins {
         let guest = host.load_file(path).map_err(Failure::input)?;
@@ -46,6 +49,21 @@ pub fn registry(args: &PlatformArgs) -> Result<Registry> {
         register(&mut registry, file(&path), digest, guest);
     }
     Ok(registry)
+}
+
+/// Side by side: every command that plans waits for all of them.
+fn load_built_in(host: &Host) -> Vec<Result<Guest, LoadError>> {
+    std::thread::scope(|scope| {
+        let load = |&(id, component): &(&'static str, &'static [u8])| {
+            scope.spawn(move || host.load_bytes(id, component))
+        };
+        let loading: Vec<_> = builtin::COMPONENTS.iter().map(load).collect();
+        let joined = loading.into_iter().map(|thread| thread.join());
+        // A panic in there is one here.
+        joined
+            .map(|loaded| loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
 
 fn register(

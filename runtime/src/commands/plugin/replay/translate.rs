@@ -282,7 +282,7 @@ impl Translator {
     ) -> anyhow::Result<(&'static str, Arc<Facts>, Question)> {
         #[derive(Deserialize)]
         struct In {
-            requested: String,
+            requested: Option<String>,
             min_support: String,
             uniform_decode_query_len: u32,
             splitting_ops_contain_attention: bool,
@@ -308,7 +308,7 @@ impl Translator {
             ),
         ];
         let config = EngineConfig {
-            graph_mode: graph_mode(&input.requested)?,
+            graph_mode: graph_mode(input.requested.as_deref().unwrap_or("NONE"))?,
             spec_tokens: input.uniform_decode_query_len.saturating_sub(1),
             // Sizes that leave room for any draft: a record of the mode says nothing of them.
             max_num_seqs: 256,
