@@ -33,9 +33,12 @@ fn main() {
     let load = || host.load_bytes("cpu", &component).expect("it loads");
     let (facts, mut guest) = (guests::facts(), load());
 
-    measure("a call with a small answer (batch-defaults)", 1000, 100, || {
-        guest.batch_defaults(&facts, "llm", 1)
-    });
+    measure(
+        "a call with a small answer (batch-defaults)",
+        1000,
+        100,
+        || guest.batch_defaults(&facts, "llm", 1),
+    );
     measure(
         "a call with all facts of a machine (probe)",
         1000,
