@@ -272,3 +272,33 @@ fn a_trait_that_nobody_knows_is_a_reason_to_reject() {
         );
     }
 }
+
+#[test]
+fn a_vision_encoder_has_attention_of_its_own() {
+    for (machine, vision, decode) in [
+        ("h100-box", "FLASH_ATTN", "TRITON_ATTN"),
+        ("v100-8", "TORCH_SDPA", "TRITON_ATTN"),
+        ("mi300x-8", "TORCH_SDPA", "ROCM_ATTN"),
+    ] {
+        let plan = plan(machine, "gemma-3-27b", &["--tensor-parallel", "8"]);
+        let selections = plan["selections"].as_array().expect("a list");
+        let of_vision = selections
+            .iter()
+            .find(|selection| selection["subject"] == "vision");
+        assert_eq!(
+            of_vision.map(|s| s["selected"].clone()),
+            Some(vision.into()),
+            "{machine}"
+        );
+        assert_eq!(
+            plan["kernels"]["attention_decode"], decode,
+            "{machine}: images attend in both directions"
+        );
+        let whole = plan["engine"]["extra"].to_string();
+        assert_eq!(
+            whole.contains("chunked-mm-input"),
+            !machine.starts_with("mi"),
+            "{machine}: {whole}"
+        );
+    }
+}

@@ -120,6 +120,13 @@ impl Platform for Cpu {
         }
     }
 
+    fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        match of_vllm::asks(facts) {
+            true => vllm::select_vision_attention(facts, query),
+            false => Self::select_attention(facts, query),
+        }
+    }
+
     fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
         match of_vllm::asks(facts) {
             true => vllm::choose_block_size(facts, query),

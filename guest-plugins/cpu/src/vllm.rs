@@ -1,7 +1,7 @@
 //! What vLLM v0.22.1 decides on CPUs (`platforms/cpu.py`, `v1/attention/backends/cpu_attn.py`).
 
 use plinth_sdk::prelude::*;
-use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, unknown};
+use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, select, unknown};
 use plinth_sdk::vllm::{auto_dtype, blocks, share};
 
 /// Bytes of a GiB.
@@ -78,7 +78,7 @@ fn instructions(
 /// Always the one backend; what was asked for is passed over with a note, and what it cannot do is an error.
 pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
     let block = query.block_size.unwrap_or(BLOCK);
-    let of_cpu = |kernel: &&Kernel| kernel.op == "attention" && kernel.provider == "cpu";
+    let of_cpu = |kernel: &&Kernel| kernel.id.starts_with("CPU_ATTN/");
     let refuse = |message: &str| {
         let rejected = facts.kernels.iter().filter(of_cpu).map(|kernel| Rejected {
             id: kernel.id.clone(),
@@ -103,6 +103,21 @@ pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
         Ok(name) => format!("CPU_ATTN/{name}"),
         Err(message) => return refuse(message),
     };
+    if let Some(kernel) = facts.kernels.iter().find(|kernel| kernel.id == chosen) {
+        // vLLM does not look, and would run without what it has no code for.
+        let fits = Fits {
+            head_size: true,
+            dtype: true,
+            kv_dtype: true,
+            block_size: true,
+            capability: true,
+            batch_invariant: true,
+            ..Fits::of(facts, kernel, query, None)
+        };
+        if let Some(reason) = fits.reasons(query).first() {
+            return refuse(&format!("CPU_ATTN: {reason}"));
+        }
+    }
     let rejected: Vec<_> = facts
         .kernels
         .iter()
@@ -131,6 +146,11 @@ pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
         rejected,
         notes,
     })
+}
+
+/// Vision encoders: plain PyTorch, which takes all (`platforms/interface.py:262-297`).
+pub fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+    select("cpu", facts, query, &["TORCH_SDPA"], |_| Vec::new())
 }
 
 /// vLLM gives no reasons: it looks for one set of instructions and asks no further.

@@ -216,6 +216,7 @@ impl ModelFile {
             vocab_size: config.vocab_size as u32,
             max_len: config.context_length as u32,
             mla: None,
+            vision: None,
             hybrid: false,
             state_bytes: None,
             moe: false,

@@ -91,9 +91,10 @@ going_in!(facts::Kernel => wit::Kernel {
 going_in!(facts::Engine => wit::Engine { | name | version | | });
 going_in!(facts::Facts => wit::Facts { | env packages services | host engine | devices driver_notes kernels | });
 going_in!(facts::MlaDims => wit::MlaDims { nope rope v lora_rank | | | | });
+going_in!(facts::VisionDims => wit::VisionDims { head_size num_heads | | | | });
 going_in!(facts::ModelFacts => wit::ModelFacts {
     weight_bytes head_size num_heads num_kv_heads layers hidden_size intermediate_size vocab_size max_len hybrid state_bytes moe
-    | arch dtype quantization formats traits | | | mla
+    | arch dtype quantization formats traits | | | mla vision
 });
 going_in!(policy::EngineConfig => wit::EngineConfig {
     block_size max_model_len max_num_seqs max_batched_tokens chunked_prefill prefix_caching async_scheduling

@@ -399,6 +399,9 @@ pub struct ModelFacts {
     /// Multi-head latent attention, where the model has it.
     #[serde(default)]
     pub mla: Option<MlaDims>,
+    /// The vision encoder, where the model has one.
+    #[serde(default)]
+    pub vision: Option<VisionDims>,
     /// Layers that are not attention (state space) alternate with those that are.
     #[serde(default)]
     pub hybrid: bool,
@@ -411,6 +414,16 @@ pub struct ModelFacts {
     /// Open list: `sliding-window`, `sinks`, `soft-cap`, `multimodal`.
     #[serde(default)]
     pub traits: Vec<String>,
+}
+
+/// The part of a model that sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VisionDims {
+    /// Width of one head of the encoder.
+    pub head_size: u32,
+    /// Its heads.
+    pub num_heads: u32,
 }
 
 /// Widths of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).

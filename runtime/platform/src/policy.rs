@@ -419,7 +419,7 @@ pub struct ConfigCheck {
 pub struct AttentionQuery {
     /// Device index; 0 for a CPU.
     pub device: u32,
-    /// `prefill`, `decode`, or `any` where one kernel must serve both.
+    /// `prefill`, `decode`, or `any` where one kernel must serve both; `encode` for a vision encoder.
     pub phase: String,
     /// `full`, `sliding-window`, `mla`.
     pub layer_kind: String,

@@ -121,6 +121,7 @@ pub fn model() -> ModelFacts {
         vocab_size: 49152,
         max_len: 8192,
         mla: None,
+        vision: None,
         hybrid: false,
         state_bytes: None,
         moe: false,

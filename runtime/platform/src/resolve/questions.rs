@@ -121,9 +121,11 @@ impl Questions<'_> {
         let attention = self.attention()?;
         let block = self.block(&attention)?;
         let mut selections = attention;
+        let vision = self.vision()?;
         selections.extend(self.matmul()?);
         selections.push(self.elementwise()?);
         let graphs = self.graphs(&selections)?;
+        selections.extend(vision);
         let (threads, thread_reason) = self.threads()?;
         let memory = self.memory()?;
         let config = self.settings.config.clone();

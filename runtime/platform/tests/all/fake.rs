@@ -274,6 +274,7 @@ pub fn model(format: &str) -> ModelFacts {
         vocab_size: 49152,
         max_len: 8192,
         mla: None,
+        vision: None,
         hybrid: false,
         state_bytes: None,
         moe: false,

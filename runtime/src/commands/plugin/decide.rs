@@ -90,6 +90,7 @@ fn no_model() -> ModelFacts {
         vocab_size: 128_256,
         max_len: 131_072,
         mla: None,
+        vision: None,
         hybrid: false,
         state_bytes: None,
         moe: false,

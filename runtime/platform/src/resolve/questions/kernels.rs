@@ -106,6 +106,44 @@ impl Questions<'_> {
         }
     }
 
+    /// Attention of the vision encoder, where there is one. It has no cache, and no phases.
+    pub(super) fn vision(&mut self) -> Answer<Option<Selection>> {
+        let Some(vision) = self.model.vision else {
+            return Ok(None);
+        };
+        let config = self.settings.config.clone();
+        let query = AttentionQuery {
+            device: self.devices.first().copied().unwrap_or(0),
+            phase: "encode".to_owned(),
+            layer_kind: "full".to_owned(),
+            head_size: vision.head_size,
+            num_heads: vision.num_heads,
+            num_kv_heads: vision.num_heads,
+            dtype: config.dtype.clone(),
+            kv_dtype: "auto".to_owned(),
+            block_size: None,
+            requested: None,
+            traits: Vec::new(),
+            mla: None,
+            config,
+        };
+        let need = Need {
+            op: "attention",
+            dtype: Some(&query.dtype),
+            head_size: Some(query.head_size),
+            capability: self.capability,
+            ..Need::default()
+        };
+        let devices = self.devices.clone();
+        let facts = self.facts.clone();
+        let answer = self.said(
+            "select-vision-attention",
+            |p, f| p.select_vision_attention(f, &query),
+            |answer| check::decision(answer, &need, None, &facts, &devices),
+        )?;
+        self.selection("attention", "vision", answer).map(Some)
+    }
+
     /// What the model asks of attention. Other traits of it are nothing to an attention kernel.
     fn attention_traits(&self) -> Vec<String> {
         let elsewhere = |name: &String| NOT_OF_ATTENTION.contains(&name.as_str());

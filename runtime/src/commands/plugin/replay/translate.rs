@@ -437,6 +437,7 @@ fn model(query: &AttentionQuery) -> ModelFacts {
         vocab_size: 32768,
         max_len: 32768,
         mla: None,
+        vision: None,
         hybrid: false,
         state_bytes: None,
         moe: false,
