@@ -1,10 +1,10 @@
 //! Which kernels there are to choose from: this build's, those of another engine, or those in a file.
 
 use crate::error::{Failure, Result};
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use plinth_platform::facts::{Engine, Facts, Kernel};
 use serde::Deserialize;
-use std::path::Path;
+use std::borrow::Cow;
 
 /// The kernels of a build of an engine, as data.
 #[derive(Debug, Deserialize)]
@@ -78,25 +78,18 @@ pub fn apply(facts: &mut Facts, name: &str) -> Result<()> {
         Some(rest) => rest.strip_prefix('/'),
         None => None,
     };
-    let known = build.and_then(|build| VLLM.iter().find(|(_, name, _)| *name == build));
-    let read;
-    let (text, shown) = match known {
-        Some((.., text)) => (*text, name.to_owned()),
+    let known = VLLM.iter().find(|(_, name, _)| Some(*name) == build);
+    let text = match known {
+        Some((.., text)) => Cow::Borrowed(*text),
         None => {
-            read = std::fs::read_to_string(Path::new(name)).with_context(|| {
+            let read = std::fs::read_to_string(name).with_context(|| {
                 format!("--catalogue: found '{name}', expected {NAMES}, or a file that can be read")
             });
-            (
-                match &read {
-                    Ok(text) => text.as_str(),
-                    Err(error) => return Err(Failure::Input(anyhow!("{error:#}"))),
-                },
-                name.to_owned(),
-            )
+            Cow::Owned(read.map_err(Failure::Input)?)
         }
     };
-    let catalogue: Catalogue = serde_json::from_str(text)
-        .with_context(|| format!("'{shown}' does not hold a catalogue"))
+    let catalogue = serde_json::from_str(&text)
+        .with_context(|| format!("'{name}' does not hold a catalogue"))
         .map_err(Failure::Input)?;
     install(facts, catalogue);
     Ok(())

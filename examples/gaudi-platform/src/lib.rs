@@ -3,7 +3,7 @@
 //! There it is Python with the rights of the server, which patches modules of vLLM as it is loaded. Here it is a page of
 //! rules that can touch nothing.
 
-use plinth_sdk::accelerator::{memory_left, parallel, probe, too_few};
+use plinth_sdk::accelerator::{devices_of, parallel, too_few};
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::{batch_defaults, blocks, linear, share};
 
@@ -49,12 +49,12 @@ impl Platform for Gaudi {
         "gaudi"
     }
 
-    fn why(_: &Facts, _: &Kernel) -> String {
-        "the one for this kind of attention".to_owned()
+    fn vendor() -> Option<&'static str> {
+        Some("habana")
     }
 
-    fn probe(facts: &Facts) -> ProbeResult {
-        probe(facts, "habana", "gaudi")
+    fn why(_: &Facts, _: &Kernel) -> String {
+        "the one for this kind of attention".to_owned()
     }
 
     fn device_capabilities(facts: &Facts, device: u32) -> Result<Capabilities, Diagnostic> {
@@ -99,7 +99,9 @@ impl Platform for Gaudi {
         });
         CheckResult {
             patches: patches.into_iter().collect(),
-            diagnostics: too_few(facts, "habana", config).into_iter().collect(),
+            diagnostics: too_few(devices_of(facts, "habana").len(), config)
+                .into_iter()
+                .collect(),
         }
     }
 
@@ -131,15 +133,6 @@ impl Platform for Gaudi {
                 "its own graphs are recorded by bucket, not captured by vLLM",
             )],
         })
-    }
-
-    fn plan_memory(
-        facts: &Facts,
-        config: &EngineConfig,
-        device: u32,
-        used: u64,
-    ) -> Result<u64, Diagnostic> {
-        memory_left(facts, config, device, used)
     }
 
     fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {

@@ -4,7 +4,6 @@
 mod vllm;
 
 use plinth_sdk::prelude::*;
-use plinth_sdk::vllm as of_vllm;
 
 struct Cpu;
 
@@ -30,19 +29,6 @@ impl Platform for Cpu {
         }
     }
 
-    /// vLLM has no floor: its CPU build is another than its CUDA build, and has kernels of its own.
-    fn probe(facts: &Facts) -> ProbeResult {
-        if !facts.kernels.iter().any(|kernel| kernel.provider == "cpu") {
-            let found = format!("this build of {} has no CPU kernel", facts.engine.name);
-            return ProbeResult::Unavailable(vec![reject("no-kernels", found, None)]);
-        }
-        ProbeResult::Available(Availability {
-            devices: Vec::new(),
-            score: 10,
-            notes: Vec::new(),
-        })
-    }
-
     fn why(facts: &Facts, kernel: &Kernel) -> String {
         // What a kernel needs beyond all others is what it is chosen for.
         let needs = |feature: &str| kernel.requires.iter().any(|name| name == feature);
@@ -61,17 +47,6 @@ impl Platform for Cpu {
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
-        if of_vllm::asks(facts) {
-            return Ok(Capabilities {
-                dtypes: vllm::dtypes(facts),
-                kv_dtypes: names(&["auto", "f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
-                quantization: None,
-                fp8_format: None,
-                graph: false,
-                features: names(&["hybrid-kv"]),
-                capability: None,
-            });
-        }
         let pinned = (!facts.host.wsl).then(|| "pinned-memory".to_owned());
         Ok(Capabilities {
             // Sums are kept in f32: no kernel of the catalogue computes in less.
@@ -86,68 +61,7 @@ impl Platform for Cpu {
         })
     }
 
-    fn batch_defaults(facts: &Facts, usage: &str, world_size: u32) -> BatchPlan {
-        match of_vllm::asks(facts) {
-            true => vllm::batch_defaults(usage, world_size),
-            false => batch(
-                512,
-                64,
-                "on a CPU larger steps are no faster, and others wait longer for their next token",
-            ),
-        }
-    }
-
-    fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-        match of_vllm::asks(facts) {
-            true => vllm::default_config(facts, model, config),
-            false => Vec::new(),
-        }
-    }
-
-    fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
-        match of_vllm::asks(facts) {
-            true => of_vllm::linear::kernel_priority(facts, "cpu", op, shape, None),
-            false => best_rank::<Self>(facts, op, shape),
-        }
-    }
-
-    fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-        match of_vllm::asks(facts) {
-            true => vllm::select_attention(facts, query),
-            false => decide(facts, &attention_need("cpu", query), |kernel| {
-                Self::why(facts, kernel)
-            }),
-        }
-    }
-
-    fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-        match of_vllm::asks(facts) {
-            true => vllm::select_vision_attention(facts, query),
-            false => Self::select_attention(facts, query),
-        }
-    }
-
-    fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
-        match of_vllm::asks(facts) {
-            true => vllm::choose_block_size(facts, query),
-            false => block_of(facts, query, &SMALLEST_FIRST, SMALLEST),
-        }
-    }
-
-    fn plan_threads(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagnostic> {
-        match of_vllm::asks(facts) {
-            true => of_vllm::numa::bind(facts, ranks),
-            false => one_worker_a_core(facts, ranks),
-        }
-    }
-
     fn check_config(facts: &Facts, _: &ModelFacts, config: &EngineConfig) -> CheckResult {
-        if of_vllm::asks(facts) {
-            return CheckResult {
-                patches: Vec::new(),
-                diagnostics: vllm::findings(config),
-            };
-        }
         let mut diagnostics = Vec::new();
         let parallel = config.tensor_parallel * config.pipeline_parallel;
         if parallel > 1 {
@@ -173,4 +87,4 @@ impl Platform for Cpu {
     }
 }
 
-export_platform!(Cpu);
+export_platform!(ByEngine<Cpu, vllm::OfVllm>);

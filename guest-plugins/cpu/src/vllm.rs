@@ -2,7 +2,7 @@
 
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, select, unknown};
-use plinth_sdk::vllm::{auto_dtype, blocks, share};
+use plinth_sdk::vllm::{auto_dtype, blocks, linear, numa, share};
 
 /// Bytes of a GiB.
 const GIB: u64 = 1 << 30;
@@ -28,7 +28,7 @@ fn is_zen(facts: &Facts) -> bool {
 }
 
 /// Activation dtypes, best first (`platforms/cpu.py:44-66`).
-pub fn dtypes(facts: &Facts) -> Vec<String> {
+fn dtypes(facts: &Facts) -> Vec<String> {
     let names: &[&str] = match (facts.host.arch.as_str(), facts.host.os.as_str()) {
         ("powerpc64le", _) => &["bf16", "f32"],
         ("aarch64", "macos") if !has(facts, "bf16") => &["f16", "f32"],
@@ -36,14 +36,6 @@ pub fn dtypes(facts: &Facts) -> Vec<String> {
         _ => &["bf16", "f16", "f32"],
     };
     names.iter().map(|&name| name.to_owned()).collect()
-}
-
-pub fn batch_defaults(usage: &str, world_size: u32) -> BatchPlan {
-    let why = "so many a socket: each is a device of its own";
-    match usage {
-        "server" => batch(2048 * world_size, 128 * world_size, why),
-        _ => batch(4096 * world_size, 256 * world_size, why),
-    }
 }
 
 /// The vector unit that attention is compiled for: one backend, several sets of instructions (`cpu_attn.py:536-575`).
@@ -75,84 +67,6 @@ fn instructions(
     })
 }
 
-/// Always the one backend; what was asked for is passed over with a note, and what it cannot do is an error.
-pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-    let block = query.block_size.unwrap_or(BLOCK);
-    let of_cpu = |kernel: &&Kernel| kernel.id.starts_with("CPU_ATTN/");
-    let refuse = |message: &str| {
-        let rejected = facts.kernels.iter().filter(of_cpu).map(|kernel| Rejected {
-            id: kernel.id.clone(),
-            reasons: vec![message.to_owned()],
-        });
-        Decision::Refused(Refusal {
-            message: message.to_owned(),
-            ranking: Vec::new(),
-            rejected: rejected.collect(),
-        })
-    };
-    if query.layer_kind == "mla" {
-        return refuse("MLA is not supported on CPU.");
-    }
-    if asks_for(query, "sparse") {
-        return refuse("Sparse Attention is not supported on CPU.");
-    }
-    if let Some(message) = unknown(query) {
-        return refuse(&message);
-    }
-    let chosen = match instructions(facts, query, block) {
-        Ok(name) => format!("CPU_ATTN/{name}"),
-        Err(message) => return refuse(message),
-    };
-    if let Some(kernel) = facts.kernels.iter().find(|kernel| kernel.id == chosen) {
-        // vLLM does not look, and would run without what it has no code for.
-        let fits = Fits {
-            head_size: true,
-            dtype: true,
-            kv_dtype: true,
-            block_size: true,
-            capability: true,
-            batch_invariant: true,
-            ..Fits::of(facts, kernel, query, None)
-        };
-        if let Some(reason) = fits.reasons(query).first() {
-            return refuse(&format!("CPU_ATTN: {reason}"));
-        }
-    }
-    let rejected: Vec<_> = facts
-        .kernels
-        .iter()
-        .filter(of_cpu)
-        .filter(|kernel| kernel.id != chosen)
-        .map(|kernel| Rejected {
-            id: kernel.id.clone(),
-            reasons: against(facts, kernel, query, &chosen),
-        })
-        .collect();
-    let why = format!(
-        "head size {}, blocks of {block} tokens and {} on {}: {chosen}",
-        query.head_size, query.dtype, facts.host.arch
-    );
-    let mut notes = vec![info("instructions", why)];
-    if let Some(asked) = query.requested.as_ref().filter(|asked| **asked != chosen) {
-        notes.push(warn(
-            "attention-backend",
-            format!("{asked} cannot be used on a CPU, which has one backend"),
-            None,
-        ));
-    }
-    Decision::Chosen(Choice {
-        ranking: vec![chosen.clone()],
-        selected: chosen,
-        rejected,
-        notes,
-    })
-}
-
-/// Vision encoders: plain PyTorch, which takes all (`platforms/interface.py:262-297`).
-pub fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-    select("cpu", facts, query, &["TORCH_SDPA"], |_| Vec::new())
-}
-
 /// vLLM gives no reasons: it looks for one set of instructions and asks no further.
 fn against(facts: &Facts, kernel: &Kernel, query: &AttentionQuery, chosen: &str) -> Vec<String> {
     let mut reasons = Fits::of(facts, kernel, query, None).reasons(query);
@@ -172,77 +86,195 @@ fn against(facts: &Facts, kernel: &Kernel, query: &AttentionQuery, chosen: &str)
 /// Tokens in a block where the user named none (`platforms/cpu.py:118-125`).
 const BLOCK: u32 = 128;
 
-pub fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
-    let plan = blocks::choose(facts, query, BLOCK)?;
-    Ok(BlockPlan {
-        kv_layout: Some("HND".to_owned()),
-        ..plan
-    })
-}
+/// The rules, for [`ByEngine`].
+pub struct OfVllm;
 
-/// What vLLM sets on every CPU.
-pub fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-    let users = |path: &str| config.user_set.iter().any(|field| field == path);
-    let off = |path: &str, reason: &str| {
-        (!users(path)).then(|| patch(path, Value::Boolean(false), reason))
-    };
-    let mut patches: Vec<_> = auto_dtype(model, config, &dtypes(facts))
-        .into_iter()
-        .collect();
-    patches.extend(off("async-scheduling", "a CPU does not wait for a device"));
-    let (compilation, reason) = match config.lora {
-        true => ("none", "adapters are not compiled"),
-        false => (
-            "dynamo-trace-once",
-            "a CPU traces once, and compiles with inductor",
-        ),
-    };
-    patches.push(patch(
-        "extra.compilation",
-        Value::Text(compilation.to_owned()),
-        reason,
-    ));
-    if facts.host.arch == "aarch64" {
-        let reason = "its own GELU is faster there";
+impl Platform for OfVllm {
+    fn describe() -> Descriptor {
+        crate::Cpu::describe()
+    }
+
+    fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
+        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
+        Ok(Capabilities {
+            dtypes: dtypes(facts),
+            kv_dtypes: names(&["auto", "f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
+            quantization: None,
+            fp8_format: None,
+            graph: false,
+            features: names(&["hybrid-kv"]),
+            capability: None,
+        })
+    }
+
+    fn batch_defaults(_: &Facts, usage: &str, world_size: u32) -> BatchPlan {
+        let why = "so many a socket: each is a device of its own";
+        match usage {
+            "server" => batch(2048 * world_size, 128 * world_size, why),
+            _ => batch(4096 * world_size, 256 * world_size, why),
+        }
+    }
+
+    /// What vLLM sets on every CPU.
+    fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
+        let users = |path: &str| config.user_set.iter().any(|field| field == path);
+        let off = |path: &str, reason: &str| {
+            (!users(path)).then(|| patch(path, Value::Boolean(false), reason))
+        };
+        let mut patches: Vec<_> = auto_dtype(model, config, &dtypes(facts))
+            .into_iter()
+            .collect();
+        patches.extend(off("async-scheduling", "a CPU does not wait for a device"));
+        let (compilation, reason) = match config.lora {
+            true => ("none", "adapters are not compiled"),
+            false => (
+                "dynamo-trace-once",
+                "a CPU traces once, and compiles with inductor",
+            ),
+        };
         patches.push(patch(
-            "extra.custom-ops",
-            Value::Text("gelu".to_owned()),
+            "extra.compilation",
+            Value::Text(compilation.to_owned()),
             reason,
         ));
+        if facts.host.arch == "aarch64" {
+            let reason = "its own GELU is faster there";
+            patches.push(patch(
+                "extra.custom-ops",
+                Value::Text("gelu".to_owned()),
+                reason,
+            ));
+        }
+        patches.extend(off("cascade-attention", "the CPU's attention has none"));
+        patches.extend(share(config));
+        let space = facts
+            .env
+            .iter()
+            .find(|(name, _)| name == "VLLM_CPU_KVCACHE_SPACE");
+        let gigabytes = space.and_then(|(_, text)| text.parse::<u64>().ok());
+        if let (Some(gigabytes), false) = (gigabytes, users("kv-bytes")) {
+            patches.push(patch(
+                "kv-bytes",
+                Value::Unsigned(gigabytes * GIB),
+                "VLLM_CPU_KVCACHE_SPACE, in GiB",
+            ));
+        }
+        let linear = model.traits.iter().any(|name| name == "linear-attention");
+        let reason = match (facts.host.arch.as_str(), linear && has_amx(facts)) {
+            ("riscv64", _) => Some("RISC-V CPUs do not support it"),
+            (_, true) => Some("layers of linear attention do not support it on AMX"),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            patches.extend(off("chunked-prefill", reason));
+            patches.extend(off("prefix-caching", reason));
+        }
+        patches
     }
-    patches.extend(off("cascade-attention", "the CPU's attention has none"));
-    patches.extend(share(config));
-    let space = facts
-        .env
-        .iter()
-        .find(|(name, _)| name == "VLLM_CPU_KVCACHE_SPACE");
-    let gigabytes = space.and_then(|(_, text)| text.parse::<u64>().ok());
-    if let (Some(gigabytes), false) = (gigabytes, users("kv-bytes")) {
-        patches.push(patch(
-            "kv-bytes",
-            Value::Unsigned(gigabytes * GIB),
-            "VLLM_CPU_KVCACHE_SPACE, in GiB",
-        ));
-    }
-    let linear = model.traits.iter().any(|name| name == "linear-attention");
-    let reason = match (facts.host.arch.as_str(), linear && has_amx(facts)) {
-        ("riscv64", _) => Some("RISC-V CPUs do not support it"),
-        (_, true) => Some("layers of linear attention do not support it on AMX"),
-        _ => None,
-    };
-    if let Some(reason) = reason {
-        patches.extend(off("chunked-prefill", reason));
-        patches.extend(off("prefix-caching", reason));
-    }
-    patches
-}
 
-/// What vLLM warns of.
-pub fn findings(config: &EngineConfig) -> Vec<Diagnostic> {
-    let odd = config.block_size > 0 && !config.block_size.is_multiple_of(32);
-    let message = "blocks that are no multiple of 32 tokens are served by slower code";
-    let fix = "take --block-size 128".to_owned();
-    odd.then(|| warn("block-size", message, Some(fix)))
-        .into_iter()
-        .collect()
+    /// What vLLM warns of.
+    fn check_config(_: &Facts, _: &ModelFacts, config: &EngineConfig) -> CheckResult {
+        let odd = config.block_size > 0 && !config.block_size.is_multiple_of(32);
+        let message = "blocks that are no multiple of 32 tokens are served by slower code";
+        let fix = "take --block-size 128".to_owned();
+        let odd = odd.then(|| warn("block-size", message, Some(fix)));
+        CheckResult {
+            patches: Vec::new(),
+            diagnostics: odd.into_iter().collect(),
+        }
+    }
+
+    /// Always the one backend; what was asked for is passed over with a note, and what it cannot do is an error.
+    fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        let block = query.block_size.unwrap_or(BLOCK);
+        let of_cpu = |kernel: &&Kernel| kernel.id.starts_with("CPU_ATTN/");
+        let refuse = |message: &str| {
+            let rejected = facts.kernels.iter().filter(of_cpu).map(|kernel| Rejected {
+                id: kernel.id.clone(),
+                reasons: vec![message.to_owned()],
+            });
+            Decision::Refused(Refusal {
+                message: message.to_owned(),
+                ranking: Vec::new(),
+                rejected: rejected.collect(),
+            })
+        };
+        if query.layer_kind == "mla" {
+            return refuse("MLA is not supported on CPU.");
+        }
+        if asks_for(query, "sparse") {
+            return refuse("Sparse Attention is not supported on CPU.");
+        }
+        if let Some(message) = unknown(query) {
+            return refuse(&message);
+        }
+        let chosen = match instructions(facts, query, block) {
+            Ok(name) => format!("CPU_ATTN/{name}"),
+            Err(message) => return refuse(message),
+        };
+        if let Some(kernel) = facts.kernels.iter().find(|kernel| kernel.id == chosen) {
+            // vLLM does not look, and would run without what it has no code for.
+            let fits = Fits {
+                head_size: true,
+                dtype: true,
+                kv_dtype: true,
+                block_size: true,
+                capability: true,
+                batch_invariant: true,
+                ..Fits::of(facts, kernel, query, None)
+            };
+            if let Some(reason) = fits.reasons(query).first() {
+                return refuse(&format!("CPU_ATTN: {reason}"));
+            }
+        }
+        let rejected: Vec<_> = facts
+            .kernels
+            .iter()
+            .filter(of_cpu)
+            .filter(|kernel| kernel.id != chosen)
+            .map(|kernel| Rejected {
+                id: kernel.id.clone(),
+                reasons: against(facts, kernel, query, &chosen),
+            })
+            .collect();
+        let why = format!(
+            "head size {}, blocks of {block} tokens and {} on {}: {chosen}",
+            query.head_size, query.dtype, facts.host.arch
+        );
+        let mut notes = vec![info("instructions", why)];
+        if let Some(asked) = query.requested.as_ref().filter(|asked| **asked != chosen) {
+            notes.push(warn(
+                "attention-backend",
+                format!("{asked} cannot be used on a CPU, which has one backend"),
+                None,
+            ));
+        }
+        Decision::Chosen(Choice {
+            ranking: vec![chosen.clone()],
+            selected: chosen,
+            rejected,
+            notes,
+        })
+    }
+
+    /// Vision encoders: plain PyTorch, which takes all (`platforms/interface.py:262-297`).
+    fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        select("cpu", facts, query, &["TORCH_SDPA"], |_| Vec::new())
+    }
+
+    fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
+        let plan = blocks::choose(facts, query, BLOCK)?;
+        Ok(BlockPlan {
+            kv_layout: Some("HND".to_owned()),
+            ..plan
+        })
+    }
+
+    fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
+        linear::kernel_priority(facts, "cpu", op, shape, None)
+    }
+
+    fn plan_threads(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagnostic> {
+        numa::bind(facts, ranks)
+    }
 }

@@ -1,8 +1,12 @@
 //! What vLLM v0.22.1 decides on NVIDIA devices (`platforms/cuda.py`, and the backends under `v1/attention/backends`).
 
+use crate::Cuda;
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::attention::{Fits, asks_for, is_quantised, select};
-use plinth_sdk::vllm::{blocks, defaults, graphs, quantization};
+use plinth_sdk::vllm::{KV_DTYPES, batch_defaults, blocks, defaults, graphs, linear, quantization};
+
+/// Oldest compute capability that is served.
+pub const OLDEST: Capability = (7, 0);
 
 /// Major compute capabilities.
 const HOPPER: u32 = 9;
@@ -16,7 +20,7 @@ fn capability(facts: &Facts, device: u32) -> Capability {
 }
 
 /// Activation dtypes by compute capability, best first (`platforms/cuda.py:163-174`).
-pub fn dtypes(capability: Capability) -> Vec<String> {
+fn dtypes(capability: Capability) -> Vec<String> {
     let names: &[&str] = match capability {
         (8.., _) => &["bf16", "f16", "f32"],
         (6.., _) => &["f16", "f32"],
@@ -219,92 +223,142 @@ fn select_mla_prefill(facts: &Facts, query: &AttentionQuery) -> Decision {
     })
 }
 
-pub fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-    let (major, _) = capability(facts, query.device);
-    if query.phase == "prefill" && query.layer_kind == "mla" && !asks_for(query, "sparse") {
-        return select_mla_prefill(facts, query);
+/// The rules, for [`ByEngine`].
+pub struct OfVllm;
+
+impl Platform for OfVllm {
+    fn describe() -> Descriptor {
+        Cuda::describe()
     }
-    let order = priorities(major, query);
-    select("cuda", facts, query, &order, |kernel| {
-        reasons(facts, kernel, query)
-    })
-}
 
-/// Vision encoders: the first that takes width, dtype and device; plain PyTorch takes all (`platforms/cuda.py:387-440`).
-pub fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-    let has = capability(facts, query.device);
-    let order = match has >= (8, 0) {
-        true => ["FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA", "FLASHINFER"],
-        false => ["FLASH_ATTN", "TORCH_SDPA", "TRITON_ATTN", "FLASHINFER"],
-    };
-    select("cuda", facts, query, &order, |kernel| {
-        let fits = Fits::of(facts, kernel, query, Some(has));
-        let checked = Fits {
-            kv_dtype: true,
-            block_size: true,
-            mla: true,
-            sparse: true,
-            layer_type: true,
-            non_causal: true,
-            ..fits
-        };
-        checked.reasons(query)
-    })
-}
+    fn provider() -> &'static str {
+        Cuda::provider()
+    }
 
-pub fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
-    let (major, _) = capability(facts, query.device);
-    let plan = blocks::choose(facts, query, blocks::DEFAULT)?;
-    let layout = |backend: &String| match backend.as_str() {
-        "FLASHINFER" if major == BLACKWELL => Some("HND"),
-        "FLASHINFER_MLA" | "FLASHINFER_MLA_SPARSE" | "TOKENSPEED_MLA" => Some("HND"),
-        _ => None,
-    };
-    let kv_layout = query.backends.iter().find_map(layout);
-    Ok(BlockPlan {
-        kv_layout: kv_layout.map(str::to_owned),
-        ..plan
-    })
-}
+    fn vendor() -> Option<&'static str> {
+        Cuda::vendor()
+    }
 
-/// Graphs. What a backend supports may depend on the device and on what it was built with.
-pub fn plan_graphs(facts: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
-    let (major, _) = capability(facts, 0);
-    let here = match query.kernel.as_str() {
-        "FLASH_ATTN" if major != HOPPER => GraphSupport::UniformBatch,
-        "FLASHINFER" if !has_trtllm(facts, major, false) => GraphSupport::SingleTokenDecode,
-        _ => query.weakest,
-    };
-    graphs::plan(query, here.min(query.weakest))
-}
+    /// vLLM's wheels are compiled for Volta and newer.
+    fn probe(facts: &Facts) -> ProbeResult {
+        crate::probe(facts, OLDEST)
+    }
 
-pub fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-    let has = |name: &str| model.traits.iter().any(|known| known == name);
-    let whole_images = (has("multimodal") && has("mm-prefix")).then(|| {
-        patch(
-            "extra.chunked-mm-input",
-            Value::Boolean(false),
-            "images attend in both directions, so that their tokens are not split over steps",
-        )
-    });
-    let defaults = defaults(model, config, &dtypes(capability(facts, 0)));
-    defaults.into_iter().chain(whole_images).collect()
-}
+    fn device_capabilities(facts: &Facts, device: u32) -> Result<Capabilities, Diagnostic> {
+        Ok(Capabilities {
+            dtypes: dtypes(capability(facts, device)),
+            kv_dtypes: KV_DTYPES.map(str::to_owned).to_vec(),
+            ..Cuda::device_capabilities(facts, device)?
+        })
+    }
 
-/// What vLLM raises or warns of at the start.
-pub fn findings(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Diagnostic> {
-    let has = capability(facts, 0);
-    let mut findings: Vec<_> = quantization::gate(model, Some(has)).into_iter().collect();
-    if config.dtype == "bf16" && has < (8, 0) {
-        let message = format!(
-            "bf16 needs compute capability 8.0, and the device has {}.{}",
-            has.0, has.1
-        );
-        let rejected = reject("dtype", message, Some("take --dtype f16".to_owned()));
-        findings.push(Diagnostic {
-            path: Some("dtype".to_owned()),
-            ..rejected
+    fn batch_defaults(facts: &Facts, usage: &str, _: u32) -> BatchPlan {
+        batch_defaults(facts, usage)
+    }
+
+    fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
+        let has = |name: &str| model.traits.iter().any(|known| known == name);
+        let whole_images = (has("multimodal") && has("mm-prefix")).then(|| {
+            patch(
+                "extra.chunked-mm-input",
+                Value::Boolean(false),
+                "images attend in both directions, so that their tokens are not split over steps",
+            )
         });
+        let defaults = defaults(model, config, &dtypes(capability(facts, 0)));
+        defaults.into_iter().chain(whole_images).collect()
     }
-    findings
+
+    /// What vLLM raises or warns of at the start.
+    fn check_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> CheckResult {
+        let has = capability(facts, 0);
+        let mut findings = crate::devices_asked_for(facts, config, OLDEST);
+        findings.extend(quantization::gate(model, Some(has)));
+        if config.dtype == "bf16" && has < (8, 0) {
+            let message = format!(
+                "bf16 needs compute capability 8.0, and the device has {}.{}",
+                has.0, has.1
+            );
+            let rejected = reject("dtype", message, Some("take --dtype f16".to_owned()));
+            findings.push(Diagnostic {
+                path: Some("dtype".to_owned()),
+                ..rejected
+            });
+        }
+        CheckResult {
+            patches: Vec::new(),
+            diagnostics: findings,
+        }
+    }
+
+    fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        let (major, _) = capability(facts, query.device);
+        if query.phase == "prefill" && query.layer_kind == "mla" && !asks_for(query, "sparse") {
+            return select_mla_prefill(facts, query);
+        }
+        let order = priorities(major, query);
+        select("cuda", facts, query, &order, |kernel| {
+            reasons(facts, kernel, query)
+        })
+    }
+
+    /// Vision encoders: the first that takes width, dtype and device; plain PyTorch takes all (`platforms/cuda.py:387-440`).
+    fn select_vision_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        let has = capability(facts, query.device);
+        let order = match has >= (8, 0) {
+            true => ["FLASH_ATTN", "TRITON_ATTN", "TORCH_SDPA", "FLASHINFER"],
+            false => ["FLASH_ATTN", "TORCH_SDPA", "TRITON_ATTN", "FLASHINFER"],
+        };
+        select("cuda", facts, query, &order, |kernel| {
+            let fits = Fits::of(facts, kernel, query, Some(has));
+            let checked = Fits {
+                kv_dtype: true,
+                block_size: true,
+                mla: true,
+                sparse: true,
+                layer_type: true,
+                non_causal: true,
+                ..fits
+            };
+            checked.reasons(query)
+        })
+    }
+
+    fn choose_block_size(facts: &Facts, query: &BlockQuery) -> Result<BlockPlan, Diagnostic> {
+        let (major, _) = capability(facts, query.device);
+        let plan = blocks::choose(facts, query, blocks::DEFAULT)?;
+        let layout = |backend: &String| match backend.as_str() {
+            "FLASHINFER" if major == BLACKWELL => Some("HND"),
+            "FLASHINFER_MLA" | "FLASHINFER_MLA_SPARSE" | "TOKENSPEED_MLA" => Some("HND"),
+            _ => None,
+        };
+        let kv_layout = query.backends.iter().find_map(layout);
+        Ok(BlockPlan {
+            kv_layout: kv_layout.map(str::to_owned),
+            ..plan
+        })
+    }
+
+    /// Graphs. What a backend supports may depend on the device and on what it was built with.
+    fn plan_graphs(facts: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
+        let (major, _) = capability(facts, 0);
+        let here = match query.kernel.as_str() {
+            "FLASH_ATTN" if major != HOPPER => GraphSupport::UniformBatch,
+            "FLASHINFER" if !has_trtllm(facts, major, false) => GraphSupport::SingleTokenDecode,
+            _ => query.weakest,
+        };
+        graphs::plan(query, here.min(query.weakest))
+    }
+
+    fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
+        linear::kernel_priority(facts, "cuda", op, shape, None)
+    }
+
+    fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {
+        Cuda::plan_parallel(facts, config)
+    }
+
+    fn plan_kv_transfer(facts: &Facts) -> KvTransferPlan {
+        Cuda::plan_kv_transfer(facts)
+    }
 }

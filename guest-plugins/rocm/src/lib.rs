@@ -1,6 +1,6 @@
 //! The built-in platform `rocm`: AMD devices, as vLLM v0.22.1 decides on them (`platforms/rocm.py`).
 
-use plinth_sdk::accelerator::{memory_left, parallel, probe, too_few};
+use plinth_sdk::accelerator::{devices_of, parallel, too_few};
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::attention::{Fits, select};
 use plinth_sdk::vllm::{KV_DTYPES, batch_defaults, blocks, defaults, graphs, linear, quantization};
@@ -131,8 +131,8 @@ impl Platform for Rocm {
         "rocm"
     }
 
-    fn probe(facts: &Facts) -> ProbeResult {
-        probe(facts, "amd", "rocm")
+    fn vendor() -> Option<&'static str> {
+        Some("amd")
     }
 
     fn device_capabilities(facts: &Facts, device: u32) -> Result<Capabilities, Diagnostic> {
@@ -184,7 +184,7 @@ impl Platform for Rocm {
 
     fn check_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> CheckResult {
         let gate = quantization::gate(model, derived(facts, 0));
-        let few = too_few(facts, "amd", config);
+        let few = too_few(devices_of(facts, "amd").len(), config);
         CheckResult {
             patches: Vec::new(),
             diagnostics: gate.into_iter().chain(few).collect(),
@@ -243,15 +243,6 @@ impl Platform for Rocm {
 
     fn plan_graphs(_: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
         graphs::plan(query, query.weakest)
-    }
-
-    fn plan_memory(
-        facts: &Facts,
-        config: &EngineConfig,
-        device: u32,
-        used: u64,
-    ) -> Result<u64, Diagnostic> {
-        memory_left(facts, config, device, used)
     }
 
     fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {

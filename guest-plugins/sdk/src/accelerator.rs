@@ -66,9 +66,8 @@ pub fn counted<'a>(names: impl Iterator<Item = &'a str>) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
-/// More devices asked for than there are.
-pub fn too_few(facts: &Facts, vendor: &str, config: &EngineConfig) -> Option<Diagnostic> {
-    let have = devices_of(facts, vendor).len();
+/// More devices asked for than can serve.
+pub fn too_few(have: usize, config: &EngineConfig) -> Option<Diagnostic> {
     let want = config.tensor_parallel as usize * config.pipeline_parallel as usize;
     (want > have).then(|| {
         let fix = format!("lower the parallel sizes to {have} devices");

@@ -37,6 +37,7 @@ pub mod bindings {
 }
 
 pub mod accelerator;
+mod by_engine;
 mod exported;
 mod kernels;
 mod platform;
@@ -46,6 +47,8 @@ pub mod vllm;
 
 #[doc(hidden)]
 pub use exported::Exported;
+
+pub use by_engine::ByEngine;
 pub use kernels::{Need, decide, reasons_against, takes_block};
 pub use platform::Platform;
 
@@ -58,6 +61,7 @@ pub mod prelude {
     };
     pub use crate::bindings::log;
     pub use crate::bindings::plinth::platform::types::*;
+    pub use crate::by_engine::ByEngine;
     pub use crate::export_platform;
     pub use crate::kernels::{Need, decide, reasons_against, takes_block, takes_head};
     pub use crate::platform::{

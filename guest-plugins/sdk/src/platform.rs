@@ -1,5 +1,6 @@
-//! The questions, each with a default answer: that of a CPU with no opinion of its own.
+//! The questions, each with a default answer: that of a CPU, or of a vendor's devices, with no opinion of its own.
 
+use crate::accelerator;
 use crate::kernels::{Need, decide, takes_block};
 use crate::prelude::{
     AttentionQuery, Availability, BatchPlan, BlockPlan, BlockQuery, Capabilities, CheckResult,
@@ -21,6 +22,11 @@ pub trait Platform {
         "cpu"
     }
 
+    /// The vendor of the devices that it serves, as facts name it (`nvidia`). By default none: it runs on the host's CPU.
+    fn vendor() -> Option<&'static str> {
+        None
+    }
+
     /// Why a kernel won: said of every choice.
     fn why(_: &Facts, kernel: &Kernel) -> String {
         format!(
@@ -29,13 +35,31 @@ pub trait Platform {
         )
     }
 
-    /// Can you serve? By default on every machine, on its CPU.
-    fn probe(_: &Facts) -> ProbeResult {
-        ProbeResult::Available(Availability {
-            devices: Vec::new(),
-            score: 10,
-            notes: Vec::new(),
-        })
+    /// Can you serve? By default where the engine has kernels of the provider: on the vendor's devices, or on the CPU of
+    /// any machine.
+    fn probe(facts: &Facts) -> ProbeResult {
+        let provider = Self::provider();
+        match Self::vendor() {
+            Some(vendor) => accelerator::probe(facts, vendor, provider),
+            None if facts
+                .kernels
+                .iter()
+                .any(|kernel| kernel.provider == provider) =>
+            {
+                ProbeResult::Available(Availability {
+                    devices: Vec::new(),
+                    score: 10,
+                    notes: Vec::new(),
+                })
+            }
+            None => {
+                let found = format!(
+                    "this build of {} has no {provider} kernel",
+                    facts.engine.name
+                );
+                ProbeResult::Unavailable(vec![reject("no-kernels", found, None)])
+            }
+        }
     }
 
     /// What can this device compute?
@@ -110,9 +134,12 @@ pub trait Platform {
     fn plan_memory(
         facts: &Facts,
         config: &EngineConfig,
-        _: u32,
+        device: u32,
         used: u64,
     ) -> Result<u64, Diagnostic> {
+        if Self::vendor().is_some() {
+            return accelerator::memory_left(facts, config, device, used);
+        }
         let usable = facts.host.budget.memory as f64 * config.memory_utilization;
         Ok((usable as u64).saturating_sub(used))
     }

@@ -1,7 +1,7 @@
 //! The built-in platform `tpu`: Google's chips, as vLLM v0.22.1 decides on them. vLLM itself holds the batch sizes only; the
 //! rest is in tpu-inference (commit b8692ff, `platforms/tpu_platform.py`), which it loads.
 
-use plinth_sdk::accelerator::{memory_left, parallel, probe, too_few};
+use plinth_sdk::accelerator::{devices_of, parallel, too_few};
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::{auto_dtype, batch_defaults, blocks, linear, share};
 
@@ -48,12 +48,12 @@ impl Platform for Tpu {
         "tpu"
     }
 
-    fn why(_: &Facts, _: &Kernel) -> String {
-        "the one that there is for TPUs".to_owned()
+    fn vendor() -> Option<&'static str> {
+        Some("google")
     }
 
-    fn probe(facts: &Facts) -> ProbeResult {
-        probe(facts, "google", "tpu")
+    fn why(_: &Facts, _: &Kernel) -> String {
+        "the one that there is for TPUs".to_owned()
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
@@ -102,7 +102,7 @@ impl Platform for Tpu {
             let message = "latent attention needs the new model design";
             reject("mla", message, Some(fix))
         });
-        let few = too_few(facts, "google", config);
+        let few = too_few(devices_of(facts, "google").len(), config);
         CheckResult {
             patches: Vec::new(),
             diagnostics: latent.into_iter().chain(few).collect(),
@@ -147,15 +147,6 @@ impl Platform for Tpu {
             set => set,
         };
         blocks::choose(facts, query, block_size(context, config.max_num_seqs))
-    }
-
-    fn plan_memory(
-        facts: &Facts,
-        config: &EngineConfig,
-        device: u32,
-        used: u64,
-    ) -> Result<u64, Diagnostic> {
-        memory_left(facts, config, device, used)
     }
 
     fn plan_graphs(_: &Facts, _: &GraphQuery) -> Result<GraphPlan, Diagnostic> {

@@ -1,6 +1,6 @@
 //! The built-in platform `xpu`: Intel devices, as vLLM v0.22.1 decides on them (`platforms/xpu.py`).
 
-use plinth_sdk::accelerator::{memory_left, parallel, probe, too_few};
+use plinth_sdk::accelerator::{devices_of, parallel, too_few};
 use plinth_sdk::prelude::*;
 use plinth_sdk::vllm::attention::{Fits, asks_for, select};
 use plinth_sdk::vllm::{KV_DTYPES, auto_dtype, batch_defaults, blocks, graphs, linear, share};
@@ -56,8 +56,8 @@ impl Platform for Xpu {
         "xpu"
     }
 
-    fn probe(facts: &Facts) -> ProbeResult {
-        probe(facts, "intel", "xpu")
+    fn vendor() -> Option<&'static str> {
+        Some("intel")
     }
 
     fn device_capabilities(_: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
@@ -108,7 +108,7 @@ impl Platform for Xpu {
                 ..rejected
             }
         });
-        let few = too_few(facts, "intel", config);
+        let few = too_few(devices_of(facts, "intel").len(), config);
         CheckResult {
             patches: Vec::new(),
             diagnostics: no_bf16.into_iter().chain(few).collect(),
@@ -167,15 +167,6 @@ impl Platform for Xpu {
 
     fn plan_graphs(_: &Facts, query: &GraphQuery) -> Result<GraphPlan, Diagnostic> {
         graphs::plan(query, query.weakest)
-    }
-
-    fn plan_memory(
-        facts: &Facts,
-        config: &EngineConfig,
-        device: u32,
-        used: u64,
-    ) -> Result<u64, Diagnostic> {
-        memory_left(facts, config, device, used)
     }
 
     fn plan_parallel(facts: &Facts, config: &EngineConfig) -> ParallelPlan {

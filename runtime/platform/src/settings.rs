@@ -122,8 +122,7 @@ impl Settings {
     /// Every field with who decided it.
     pub fn list(&self) -> Vec<Setting> {
         let default = || (DecidedBy::Floor, "the default".to_owned(), None);
-        let setting = |path: &&str| {
-            let path = *path;
+        let setting = |path: &str| {
             let (by, reason, wanted) = self.decided.get(path).cloned().unwrap_or_else(default);
             Setting {
                 path: path.to_owned(),
@@ -134,12 +133,15 @@ impl Settings {
             }
         };
         let fields = FIELDS.iter().filter(|&&path| path != "extra");
-        let mut list: Vec<_> = fields.map(setting).collect();
-        for (name, _) in &self.config.extra {
-            let path = format!("{EXTRA}{name}");
-            list.push(setting(&path.as_str()));
-        }
-        list
+        let extra = self
+            .config
+            .extra
+            .iter()
+            .map(|(name, _)| format!("{EXTRA}{name}"));
+        fields
+            .map(|path| setting(path))
+            .chain(extra.map(|path| setting(&path)))
+            .collect()
     }
 }
 
