@@ -452,7 +452,6 @@ Examples:
   plinth plugin replay --vectors decisions.jsonl.gz                  vLLM's recorded decisions, by the built-in platforms
   plinth plugin replay --vectors decisions.jsonl.gz --plugin vendor.wasm --show-mismatches 5
   plinth plugin replay plan.json --plugin next-version.wasm          what `plinth plan --record plan.json` wrote down
-  plinth plugin replay plan.json --plugin next-version.wasm          what `plinth plan --record plan.json` wrote down
 
 Exits with 0 only if all answers are equal, and with 1 if one is not.")]
     Replay {

@@ -168,60 +168,42 @@ fn with_own_catalogue(facts: Arc<Facts>, path: &FactPath, args: &PlanArgs) -> Re
     }
 }
 
-/// Facts of the second machine that are others than the first's: whole groups where one machine has more of something.
+/// Names that tell one device from another, and words about a limit: they decide nothing.
+const SAYS_NOTHING: [&str; 5] = ["features", "index", "memory_limit", "threads_limit", "uuid"];
+
+/// Facts of the second machine that are others than the first's. Two boxes of a vendor's devices differ in what all of
+/// their devices are; other boxes in their devices altogether.
 fn differing(first: &Facts, second: &Facts) -> Result<Vec<(FactPath, Value)>> {
     let json = |facts: &Facts| serde_json::to_value(facts).map_err(Failure::failed);
     let (a, b) = (json(first)?, json(second)?);
+    let vendors = |facts: &Facts| -> Vec<String> {
+        facts
+            .devices
+            .iter()
+            .map(|device| device.vendor.clone())
+            .collect()
+    };
+    let same_vendor = vendors(first) == vendors(second);
     let mut found = Vec::new();
-    let same_shape = first.devices.len() == second.devices.len();
-    for group in [
-        "host",
-        "devices",
-        "driver_notes",
-        "packages",
-        "services",
-        "env",
-    ] {
-        if (a[group] != b[group]) && !(same_shape && group == "devices") && group != "host" {
+    for group in ["devices", "driver_notes", "packages", "services", "env"] {
+        if a[group] != b[group] && !(same_vendor && group == "devices") {
             found.push((FactPath::parse(group), b[group].clone()));
+        }
+    }
+    let device = b["devices"][0].as_object().filter(|_| same_vendor);
+    for (field, value) in device.into_iter().flatten() {
+        if a["devices"][0][field] != *value {
+            found.push((FactPath::parse(&format!("devices.{field}")), value.clone()));
         }
     }
     let old = leaves(first).map_err(Failure::failed)?;
     for (path, value) in leaves(second).map_err(Failure::failed)? {
-        let name = path.to_string();
-        let inside = name.starts_with("host.") || (same_shape && name.starts_with("devices."));
-        let differs = old
-            .iter()
-            .any(|(known, old)| *known == path && *old != value);
-        // Which device it is, and in what words a limit is told, decides nothing.
-        let says_nothing = ["uuid", "_limit", ".features"]
-            .iter()
-            .any(|end| name.ends_with(end));
-        if inside && differs && !says_nothing {
+        let same_place = old.iter().find(|(known, _)| *known == path);
+        if path.starts_with("host") && same_place.is_some_and(|(_, old)| *old != value) {
             found.push((path, value));
         }
     }
-    // Two boxes of eight differ in all of their devices at once, not in one.
-    if same_shape && !first.devices.is_empty() {
-        for field in [
-            "capability",
-            "memory_total",
-            "memory_free",
-            "name",
-            "arch",
-            "vendor",
-        ] {
-            let path = FactPath::parse(&format!("devices.{field}"));
-            found.retain(|(other, _)| {
-                let name = other.to_string();
-                !(name.starts_with("devices.") && name.ends_with(&format!(".{field}")))
-            });
-            let new = b["devices"][0][field].clone();
-            if a["devices"][0][field] != new {
-                found.push((path, new));
-            }
-        }
-    }
+    found.retain(|(path, _)| !SAYS_NOTHING.contains(&path.last()));
     Ok(found)
 }
 

@@ -20,6 +20,16 @@ impl FactPath {
         }
     }
 
+    /// The group that it belongs to: `host`.
+    pub fn starts_with(&self, group: &str) -> bool {
+        self.parts.first().is_some_and(|first| first == group)
+    }
+
+    /// The fact's own name: `memory`.
+    pub fn last(&self) -> &str {
+        self.parts.last().map_or("", String::as_str)
+    }
+
     /// The places that it names: a list without an index means all of its entries.
     fn visit(
         &self,
@@ -192,9 +202,8 @@ pub fn shown(value: &Value) -> String {
 
 /// The same, with bytes as people read them.
 pub fn shown_at(path: &FactPath, value: &Value) -> String {
-    let bytes = path.parts.last().is_some_and(|name| {
-        name.starts_with("memory") || ["total", "available", "bytes"].contains(&name.as_str())
-    });
+    let name = path.last();
+    let bytes = name.starts_with("memory") || ["total", "available", "bytes"].contains(&name);
     match value.as_u64() {
         Some(n) if bytes => plinth_platform::text::bytes(n),
         _ => shown(value),
