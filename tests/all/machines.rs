@@ -1,7 +1,7 @@
 //! The library of machines: what vLLM would run on each, by its catalogue and the sandboxed platforms, held against files
 //! that were read for sense. `PLINTH_BLESS=1` writes them anew.
 
-use crate::support::{facts, gaudi, model_facts, plinth, root};
+use crate::support::{assert_golden, facts, gaudi, model_facts, plinth, root, temporary};
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -81,28 +81,14 @@ fn written(rows: &[Value]) -> String {
     out
 }
 
-#[track_caller]
-fn holds(name: &str, now: &str) {
-    let path = root().join("tests/golden").join(name);
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::write(&path, now).expect("it can be written");
-    }
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
-    let line = before.lines().zip(now.lines()).find(|(a, b)| a != b);
-    assert!(
-        before == now,
-        "{name} is not what is planned now, from {line:?}; PLINTH_BLESS=1 writes it anew"
-    );
-}
-
 #[test]
 fn vllm_on_every_machine_is_as_it_was_read() {
-    holds("machines-vllm-0.22.1.txt", &written(&fleet("vllm-0.22.1")));
+    assert_golden("machines-vllm-0.22.1.txt", &written(&fleet("vllm-0.22.1")));
 }
 
 #[test]
 fn plinth_on_every_machine_is_as_it_was_read() {
-    holds("machines-plinth.txt", &written(&fleet("plinth")));
+    assert_golden("machines-plinth.txt", &written(&fleet("plinth")));
 }
 
 #[test]
@@ -161,14 +147,19 @@ fn the_library_is_described() {
 
 /// The plan of a machine with a model, in full.
 fn plan(machine: &str, model: &str, more: &[&str]) -> Value {
-    let (machine, model) = (facts(machine), model_facts(model));
+    plan_of(machine, &model_facts(model), more)
+}
+
+/// The same, for the facts of a model in a file.
+fn plan_of(machine: &str, model: &str, more: &[&str]) -> Value {
+    let machine = facts(machine);
     let base = [
         "plan",
         "--json",
         "--facts",
         &machine,
         "--model",
-        &model,
+        model,
         "--catalogue",
         "vllm-0.22.1",
     ];
@@ -221,22 +212,10 @@ fn a_hybrid_model_s_blocks_hold_its_state() {
     let mut model: Value = serde_json::from_str(&text).expect("JSON");
     model["hybrid"] = true.into();
     model["state_bytes"] = 1_000_000.into();
-    let path = crate::support::temporary("hybrid.json");
+    let path = temporary("hybrid.json");
     std::fs::write(&path, model.to_string()).expect("it can be written");
-    let (machine, model) = (facts("h200-8"), path.display().to_string());
-    let args = [
-        "plan",
-        "--json",
-        "--facts",
-        &machine,
-        "--model",
-        &model,
-        "--catalogue",
-        "vllm-0.22.1",
-        "--tensor-parallel",
-        "8",
-    ];
-    let plan: Value = serde_json::from_str(&plinth(&args).succeeds()).expect("JSON");
+    let model = path.display().to_string();
+    let plan = plan_of("h200-8", &model, &["--tensor-parallel", "8"]);
     assert_eq!(plan["block"]["block_size"], 1968);
     assert_eq!(plan["block"]["state_page_padded"], 1_007_616);
 }

@@ -1,6 +1,6 @@
 //! Plans for machines on file, as people read them, kept in `tests/golden`. `PLINTH_BLESS=1` writes them anew.
 
-use crate::support::{acme, facts, model, plinth, plinth_with, root, temporary};
+use crate::support::{acme, assert_golden, facts, model, plinth, plinth_with, root, temporary};
 use serde_json::{Value, json};
 
 /// Digests follow the compiler's version, and where a component lies is this machine's affair.
@@ -23,27 +23,6 @@ fn without_digests(plan: &str) -> String {
 /// As if lines had no end: where they end depends on the length of this checkout's path.
 fn unwrapped(plan: &str) -> String {
     plan.split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-#[track_caller]
-fn assert_golden(name: &str, text: &str) {
-    let path = root().join("tests/golden").join(name);
-    if std::env::var_os("PLINTH_BLESS").is_some() {
-        std::fs::write(&path, text).expect("the golden file can be written");
-    }
-    let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    if let Some((n, (got, want))) = text
-        .lines()
-        .zip(golden.lines())
-        .enumerate()
-        .find(|(_, (got, want))| got != want)
-    {
-        panic!(
-            "{name}:{}\n  got  {got}\n  want {want}\nPLINTH_BLESS=1 accepts it",
-            n + 1
-        );
-    }
-    assert_eq!(text, golden, "{name}: a part is missing");
 }
 
 /// The catalogue of a build for another architecture has other kernels.

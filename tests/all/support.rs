@@ -130,6 +130,28 @@ impl Ran {
     }
 }
 
+/// Holds a text against a file of `tests/golden`.
+#[track_caller]
+pub fn assert_golden(name: &str, text: &str) {
+    let path = root().join("tests/golden").join(name);
+    if std::env::var_os("PLINTH_BLESS").is_some() {
+        std::fs::write(&path, text).expect("the golden file can be written");
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    if let Some((n, (got, want))) = text
+        .lines()
+        .zip(golden.lines())
+        .enumerate()
+        .find(|(_, (got, want))| got != want)
+    {
+        panic!(
+            "{name}:{}\n  got  {got}\n  want {want}\nPLINTH_BLESS=1 writes it anew",
+            n + 1
+        );
+    }
+    assert_eq!(text, golden, "{name}: a part is missing");
+}
+
 pub fn plinth(args: &[&str]) -> Ran {
     plinth_with(args, "", &[])
 }

@@ -27,20 +27,12 @@ const QUANTIZATION: [&str; 8] = [
 /// May buffers of KV move from device to device?
 const DEVICE_TO_DEVICE: &str = "VLLM_NIXL_DEVICE_TO_DEVICE";
 
-fn set_by_user(config: &EngineConfig, path: &str) -> bool {
-    config.user_set.iter().any(|field| field == path)
-}
-
 impl Platform for Gaudi {
     fn describe() -> Descriptor {
         Descriptor {
             visible_devices_var: Some("HABANA_VISIBLE_MODULES".to_owned()),
             env_allowlist: vec![DEVICE_TO_DEVICE.to_owned()],
-            extra_quantization: vec![
-                "inc".to_owned(),
-                "awq_hpu".to_owned(),
-                "gptq_hpu".to_owned(),
-            ],
+            extra_quantization: names(&["inc", "awq_hpu", "gptq_hpu"]),
             ..descriptor("gaudi", "An example, after Intel's", (0, 1, 0))
         }
     }
@@ -58,7 +50,6 @@ impl Platform for Gaudi {
     }
 
     fn device_capabilities(facts: &Facts, device: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
         let device = facts.devices.get(device as usize);
         // Gaudi 2 scales FP8 to a range of 240, which is that of the format without a negative zero.
         let second = device.is_some_and(|device| device.arch == "gaudi2");

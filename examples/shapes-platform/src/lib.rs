@@ -97,13 +97,12 @@ impl Platform for Shapes {
     }
 
     fn default_config(_: &Facts, _: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-        let users = |path: &str| config.user_set.iter().any(|field| field == path);
         let off = patch(
             "async-scheduling",
             Value::Boolean(false),
             "the next step's shape is known when this one has ended",
         );
-        (!users("async-scheduling"))
+        (!set_by_user(config, "async-scheduling"))
             .then_some(off)
             .into_iter()
             .collect()

@@ -24,7 +24,7 @@ const UNITS: [(&str, &str); 3] = [
 impl Platform for Cpu {
     fn describe() -> Descriptor {
         Descriptor {
-            env_allowlist: ENV.map(str::to_owned).to_vec(),
+            env_allowlist: names(&ENV),
             ..descriptor("cpu", "Plinth", (0, 1, 0))
         }
     }
@@ -46,7 +46,6 @@ impl Platform for Cpu {
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
         let pinned = (!facts.host.wsl).then(|| "pinned-memory".to_owned());
         Ok(Capabilities {
             // Sums are kept in f32: no kernel of the catalogue computes in less.

@@ -28,14 +28,13 @@ fn is_zen(facts: &Facts) -> bool {
 }
 
 /// Activation dtypes, best first (`platforms/cpu.py:44-66`).
-fn dtypes(facts: &Facts) -> Vec<String> {
-    let names: &[&str] = match (facts.host.arch.as_str(), facts.host.os.as_str()) {
+fn dtypes(facts: &Facts) -> &'static [&'static str] {
+    match (facts.host.arch.as_str(), facts.host.os.as_str()) {
         ("powerpc64le", _) => &["bf16", "f32"],
         ("aarch64", "macos") if !has(facts, "bf16") => &["f16", "f32"],
         _ if is_zen(facts) => &["bf16", "f32"],
         _ => &["bf16", "f16", "f32"],
-    };
-    names.iter().map(|&name| name.to_owned()).collect()
+    }
 }
 
 /// The vector unit that attention is compiled for: one backend, several sets of instructions (`cpu_attn.py:536-575`).
@@ -95,9 +94,8 @@ impl Platform for OfVllm {
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
         Ok(Capabilities {
-            dtypes: dtypes(facts),
+            dtypes: names(dtypes(facts)),
             kv_dtypes: names(&["auto", "f16", "bf16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
             quantization: None,
             fp8_format: None,
@@ -117,11 +115,10 @@ impl Platform for OfVllm {
 
     /// What vLLM sets on every CPU.
     fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-        let users = |path: &str| config.user_set.iter().any(|field| field == path);
         let off = |path: &str, reason: &str| {
-            (!users(path)).then(|| patch(path, Value::Boolean(false), reason))
+            (!set_by_user(config, path)).then(|| patch(path, Value::Boolean(false), reason))
         };
-        let mut patches: Vec<_> = auto_dtype(model, config, &dtypes(facts))
+        let mut patches: Vec<_> = auto_dtype(model, config, dtypes(facts))
             .into_iter()
             .collect();
         patches.extend(off("async-scheduling", "a CPU does not wait for a device"));
@@ -152,7 +149,7 @@ impl Platform for OfVllm {
             .iter()
             .find(|(name, _)| name == "VLLM_CPU_KVCACHE_SPACE");
         let gigabytes = space.and_then(|(_, text)| text.parse::<u64>().ok());
-        if let (Some(gigabytes), false) = (gigabytes, users("kv-bytes")) {
+        if let (Some(gigabytes), false) = (gigabytes, set_by_user(config, "kv-bytes")) {
             patches.push(patch(
                 "kv-bytes",
                 Value::Unsigned(gigabytes * GIB),

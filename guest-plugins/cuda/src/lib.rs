@@ -128,7 +128,6 @@ impl Platform for Cuda {
     }
 
     fn device_capabilities(facts: &Facts, index: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let capability = device(facts, index)
             .and_then(|device| device.capability)
             .unwrap_or(OLDEST);

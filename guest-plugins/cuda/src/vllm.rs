@@ -20,13 +20,12 @@ fn capability(facts: &Facts, device: u32) -> Capability {
 }
 
 /// Activation dtypes by compute capability, best first (`platforms/cuda.py:163-174`).
-fn dtypes(capability: Capability) -> Vec<String> {
-    let names: &[&str] = match capability {
+fn dtypes(capability: Capability) -> &'static [&'static str] {
+    match capability {
         (8.., _) => &["bf16", "f16", "f32"],
         (6.., _) => &["f16", "f32"],
         _ => &["f32"],
-    };
-    names.iter().map(|&name| name.to_owned()).collect()
+    }
 }
 
 /// Backends in the order of vLLM (`platforms/cuda.py:78-147`).
@@ -246,8 +245,8 @@ impl Platform for OfVllm {
 
     fn device_capabilities(facts: &Facts, device: u32) -> Result<Capabilities, Diagnostic> {
         Ok(Capabilities {
-            dtypes: dtypes(capability(facts, device)),
-            kv_dtypes: KV_DTYPES.map(str::to_owned).to_vec(),
+            dtypes: names(dtypes(capability(facts, device))),
+            kv_dtypes: names(&KV_DTYPES),
             ..Cuda::device_capabilities(facts, device)?
         })
     }
@@ -265,7 +264,7 @@ impl Platform for OfVllm {
                 "images attend in both directions, so that their tokens are not split over steps",
             )
         });
-        let defaults = defaults(model, config, &dtypes(capability(facts, 0)));
+        let defaults = defaults(model, config, dtypes(capability(facts, 0)));
         defaults.into_iter().chain(whole_images).collect()
     }
 

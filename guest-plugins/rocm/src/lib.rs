@@ -113,16 +113,15 @@ fn aiter(facts: &Facts, switch: &str) -> bool {
     usable && value("VLLM_ROCM_USE_AITER") == Some(true) && value(switch) != Some(false)
 }
 
-fn dtypes() -> Vec<String> {
-    ["bf16", "f16", "f32"].map(str::to_owned).to_vec()
-}
+/// Activation dtypes, best first.
+const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
 impl Platform for Rocm {
     fn describe() -> Descriptor {
         Descriptor {
             // ROCm reads the name that CUDA reads, and keeps its own in step.
             visible_devices_var: Some("HIP_VISIBLE_DEVICES".to_owned()),
-            env_allowlist: ENV.map(str::to_owned).to_vec(),
+            env_allowlist: names(&ENV),
             ..descriptor("rocm", "Plinth", (0, 1, 0))
         }
     }
@@ -138,7 +137,6 @@ impl Platform for Rocm {
     fn device_capabilities(facts: &Facts, device: u32) -> Result<Capabilities, Diagnostic> {
         let arch = arch(facts, device);
         let fp8 = is_data_centre(arch) || arch.contains("gfx12");
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let mut features = names(&["hybrid-kv", "sleep"]);
         let optional = [
             (!facts.host.wsl, "pinned-memory"),
@@ -148,7 +146,7 @@ impl Platform for Rocm {
         let on = optional.iter().filter(|(holds, _)| *holds);
         features.extend(on.map(|(_, name)| (*name).to_owned()));
         Ok(Capabilities {
-            dtypes: dtypes(),
+            dtypes: names(&DTYPES),
             kv_dtypes: names(&KV_DTYPES),
             quantization: Some(names(&QUANTIZATION)),
             fp8_format: fp8.then(|| {
@@ -176,7 +174,7 @@ impl Platform for Rocm {
             Value::Text("sparse_attn_indexer".to_owned()),
             "ROCm's own, by default",
         );
-        defaults(model, config, &dtypes())
+        defaults(model, config, &DTYPES)
             .into_iter()
             .chain([indexer])
             .collect()

@@ -2,7 +2,7 @@
 
 use crate::prelude::{
     Availability, DeviceFacts, Diagnostic, EngineConfig, Facts, ParallelPlan, ProbeResult, info,
-    reject,
+    reject, set_by_user,
 };
 
 /// Devices of a vendor, by their positions among the facts.
@@ -124,10 +124,7 @@ const SHARED_BY: [u32; 4] = [2, 4, 6, 8];
 /// (vLLM 0.22.1, `distributed/device_communicators/custom_all_reduce.py:51-170`).
 fn custom_allreduce(facts: &Facts, config: &EngineConfig, link: Option<&str>) -> (bool, String) {
     let sharing = config.tensor_parallel;
-    let by_user = config
-        .user_set
-        .iter()
-        .any(|field| field == "custom-allreduce");
+    let by_user = set_by_user(config, "custom-allreduce");
     let Some(link) = link else {
         return (
             false,

@@ -69,7 +69,7 @@ pub mod prelude {
         one_worker_a_core,
     };
     pub use crate::requirement::{Capability, unmet};
-    pub use crate::short::{batch, descriptor, info, patch, reject, warn};
+    pub use crate::short::{batch, descriptor, info, names, patch, reject, set_by_user, warn};
 }
 
 /// Makes a type that implements [`Platform`] the platform of this component.

@@ -6,7 +6,7 @@ use crate::prelude::{
     AttentionQuery, Availability, BatchPlan, BlockPlan, BlockQuery, Capabilities, CheckResult,
     Decision, Descriptor, Diagnostic, EngineConfig, Facts, GraphMode, GraphPlan, GraphQuery,
     Kernel, KvTransferPlan, ModelFacts, OpShape, ParallelPlan, Patch, ProbeResult, RankBinding,
-    Rule, ThreadPlan, batch, info, reject,
+    Rule, ThreadPlan, batch, info, names, reject, set_by_user,
 };
 use std::collections::BTreeSet;
 
@@ -64,7 +64,6 @@ pub trait Platform {
 
     /// What can this device compute?
     fn device_capabilities(_: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
         Ok(Capabilities {
             dtypes: names(&["f32"]),
             kv_dtypes: names(&["f16", "bf16", "f32"]),
@@ -266,11 +265,7 @@ pub fn block_of(
         .filter(|kernel| query.backends.contains(&kernel.id))
         .collect();
     let wanted = query.config.block_size;
-    let by_user = query
-        .config
-        .user_set
-        .iter()
-        .any(|field| field == "block-size");
+    let by_user = set_by_user(&query.config, "block-size");
     let sizes = if by_user {
         vec![wanted]
     } else {

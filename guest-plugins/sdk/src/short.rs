@@ -1,6 +1,8 @@
 //! The records of an answer in a line.
 
-use crate::prelude::{BatchPlan, Descriptor, Diagnostic, Patch, Severity, Value, Version};
+use crate::prelude::{
+    BatchPlan, Descriptor, Diagnostic, EngineConfig, Patch, Severity, Value, Version,
+};
 
 /// Who a platform is, with nothing out of the ordinary.
 pub fn descriptor(id: &str, vendor: &str, (major, minor, patch): (u16, u16, u16)) -> Descriptor {
@@ -60,4 +62,14 @@ pub fn patch(path: &str, value: Value, reason: &str) -> Patch {
         reason: reason.to_owned(),
         overrides_user: false,
     }
+}
+
+/// Names in a record of an answer.
+pub fn names(list: &[&str]) -> Vec<String> {
+    list.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// Is this field the user's own choice?
+pub fn set_by_user(config: &EngineConfig, path: &str) -> bool {
+    config.user_set.iter().any(|field| field == path)
 }

@@ -1,6 +1,6 @@
 //! What vLLM v0.22.1 decides in the same way on every device, for platforms that are asked about its kernels.
 //!
-//! A platform that serves two engines asks [`asks`] first. Rules that differ by device are in the platforms themselves.
+//! A platform that serves two engines is a [`crate::ByEngine`]. Rules that differ by device are in the platforms themselves.
 //! Every function names the lines of vLLM's source (commit 0decac0d9) that it restates.
 
 pub mod attention;
@@ -10,7 +10,9 @@ pub mod linear;
 pub mod numa;
 pub mod quantization;
 
-use crate::prelude::{BatchPlan, EngineConfig, Facts, ModelFacts, Patch, Value, batch, patch};
+use crate::prelude::{
+    BatchPlan, EngineConfig, Facts, ModelFacts, Patch, Value, batch, patch, set_by_user,
+};
 
 /// Is the question about vLLM's kernels?
 pub fn asks(facts: &Facts) -> bool {
@@ -47,27 +49,25 @@ const NEVER_F16: [&str; 5] = ["gemma2", "gemma3", "gemma3_text", "plamo2", "glm4
 
 /// The activation dtype where the user named none: the model's own if the device computes in it, else the first that it
 /// does (`config/model.py:2001-2044`). `dtypes` are the device's, in order of preference.
-pub fn auto_dtype(model: &ModelFacts, config: &EngineConfig, dtypes: &[String]) -> Option<Patch> {
-    if config.dtype != "auto" || config.user_set.iter().any(|field| field == "dtype") {
+pub fn auto_dtype(model: &ModelFacts, config: &EngineConfig, dtypes: &[&str]) -> Option<Patch> {
+    if config.dtype != "auto" || set_by_user(config, "dtype") {
         return None;
     }
-    let sound =
-        |dtype: &&String| !(dtype.as_str() == "f16" && NEVER_F16.contains(&model.arch.as_str()));
-    let served: Vec<_> = dtypes.iter().filter(sound).collect();
+    let sound = |dtype: &&str| !(*dtype == "f16" && NEVER_F16.contains(&model.arch.as_str()));
+    let served: Vec<&str> = dtypes.iter().copied().filter(sound).collect();
     let pooling = model.traits.iter().any(|name| name == "pooling");
-    let half = served.iter().find(|dtype| dtype.as_str() == "f16");
-    let preferred = half.filter(|_| pooling).or(served.first())?;
+    let half = served.iter().find(|dtype| **dtype == "f16");
+    let preferred = *half.filter(|_| pooling).or(served.first())?;
     // Weights in f32 are converted.
-    let own = if model.dtype == "f32" {
-        preferred.as_str()
-    } else {
-        model.dtype.as_str()
+    let own = match model.dtype.as_str() {
+        "f32" => preferred,
+        other => other,
     };
-    let (dtype, reason) = match served.iter().any(|dtype| *dtype == own) {
+    let (dtype, reason) = match served.contains(&own) {
         true if own == model.dtype => (own, "the model's own"),
         true => (own, "the device's first: the model's f32 is converted"),
         false => (
-            preferred.as_str(),
+            preferred,
             "the device's first: it does not compute in the model's own",
         ),
     };
@@ -75,7 +75,7 @@ pub fn auto_dtype(model: &ModelFacts, config: &EngineConfig, dtypes: &[String]) 
 }
 
 /// What vLLM sets on every device that captures graphs, where the user set nothing.
-pub fn defaults(model: &ModelFacts, config: &EngineConfig, dtypes: &[String]) -> Vec<Patch> {
+pub fn defaults(model: &ModelFacts, config: &EngineConfig, dtypes: &[&str]) -> Vec<Patch> {
     let dtype = auto_dtype(model, config, dtypes);
     let graphs = graphs::default_mode(model, config);
     dtype
@@ -87,10 +87,7 @@ pub fn defaults(model: &ModelFacts, config: &EngineConfig, dtypes: &[String]) ->
 
 /// The share of the memory that vLLM takes (`config/cache.py`, `gpu_memory_utilization`).
 pub fn share(config: &EngineConfig) -> Option<Patch> {
-    let by_user = config
-        .user_set
-        .iter()
-        .any(|field| field == "memory-utilization");
+    let by_user = set_by_user(config, "memory-utilization");
     let share = patch(
         "memory-utilization",
         Value::Float(0.92),

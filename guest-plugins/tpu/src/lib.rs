@@ -14,9 +14,8 @@ fn chip(facts: &Facts) -> &str {
         .map_or("", |device| device.name.as_str())
 }
 
-fn dtypes() -> Vec<String> {
-    ["bf16", "f16", "f32"].map(str::to_owned).to_vec()
-}
+/// Activation dtypes, best first.
+const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
 /// Tokens a step, in bulk and for a server, by chip (`engine/arg_utils.py:2332-2350`).
 const TOKENS: [(&str, u32, u32); 3] = [("V6E", 2048, 1024), ("V5E", 1024, 512), ("V5P", 512, 256)];
@@ -57,7 +56,6 @@ impl Platform for Tpu {
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         // Trillium keeps the wider exponent.
         let fp8 = if chip(facts) == "V6E" {
             "e5m2"
@@ -65,7 +63,7 @@ impl Platform for Tpu {
             "e4m3fn"
         };
         Ok(Capabilities {
-            dtypes: dtypes(),
+            dtypes: names(&DTYPES),
             kv_dtypes: names(&["auto", "bf16", "f16", "fp8", "fp8_e4m3", "fp8_e5m2"]),
             quantization: None,
             fp8_format: Some(fp8.to_owned()),
@@ -88,7 +86,7 @@ impl Platform for Tpu {
     }
 
     fn default_config(_: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-        let dtype = auto_dtype(model, config, &dtypes());
+        let dtype = auto_dtype(model, config, &DTYPES);
         dtype.into_iter().chain(share(config)).collect()
     }
 

@@ -13,9 +13,8 @@ const GRAPHS: &str = "VLLM_XPU_ENABLE_XPU_GRAPH";
 /// A device that lacks bf16, by its name (`platforms/xpu.py`, `check_if_supports_dtype`).
 const WITHOUT_BF16: &str = "a770";
 
-fn dtypes() -> Vec<String> {
-    ["bf16", "f16", "f32"].map(str::to_owned).to_vec()
-}
+/// Activation dtypes, best first.
+const DTYPES: [&str; 3] = ["bf16", "f16", "f32"];
 
 fn name(facts: &Facts) -> String {
     let device = facts.devices.first();
@@ -61,9 +60,8 @@ impl Platform for Xpu {
     }
 
     fn device_capabilities(_: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {
-        let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         Ok(Capabilities {
-            dtypes: dtypes(),
+            dtypes: names(&DTYPES),
             kv_dtypes: names(&KV_DTYPES),
             quantization: None,
             fp8_format: Some("e4m3fn".to_owned()),
@@ -78,7 +76,7 @@ impl Platform for Xpu {
     }
 
     fn default_config(facts: &Facts, model: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
-        let dtype = auto_dtype(model, config, &dtypes());
+        let dtype = auto_dtype(model, config, &DTYPES);
         let wish = graphs::default_mode(model, config).map(|wish| match graphs_are_on(facts) {
             true => wish,
             false => {

@@ -121,14 +121,10 @@ fn main() {
             let logs = registry.record();
             let _ = resolve(&mut registry, facts, model, &Wishes::default());
             for (id, _, log) in logs {
-                let log = log.lock().expect("nobody panicked");
-                for (facts, exchange) in log.iter() {
-                    let question = exchange.question.clone();
-                    asked.entry(question.name()).or_default().push((
-                        id.clone(),
-                        Arc::clone(facts),
-                        question,
-                    ));
+                for (facts, exchange) in log.exchanges() {
+                    let question = exchange.question;
+                    let of_its_name = asked.entry(question.name()).or_default();
+                    of_its_name.push((id.clone(), facts, question));
                 }
             }
         }

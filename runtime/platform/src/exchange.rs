@@ -7,7 +7,7 @@ use crate::policy::{
     ParallelPlan, Patch, Platform, Probe, Rule, ThreadPlan,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 type Asked<T> = Result<T, Fault>;
 
@@ -165,8 +165,26 @@ pub struct Exchange {
     pub answer: Answer,
 }
 
-/// What was asked of a platform, in order.
-pub type Log = Arc<Mutex<Vec<(Arc<Facts>, Exchange)>>>;
+/// An exchange, with the facts that were seen when it was asked.
+pub type Seen = (Arc<Facts>, Exchange);
+
+/// What was asked of a platform, in order: a recorder writes it, and whoever set the recorder up reads it.
+#[derive(Clone, Debug, Default)]
+pub struct Log(Arc<Mutex<Vec<Seen>>>);
+
+impl Log {
+    /// What was written down so far.
+    pub fn exchanges(&self) -> Vec<Seen> {
+        self.entries().clone()
+    }
+
+    /// A panic while it was held is a bug elsewhere: what was written down still stands.
+    fn entries(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
 
 /// A platform that writes down what it is asked and what it answers.
 pub struct Recorder {
@@ -193,12 +211,7 @@ impl Recorder {
             Err(fault) => Answer::Fault(fault.message.clone()),
         };
         let exchange = Exchange { question, answer };
-        // A panic while it was held is a bug elsewhere: what was written down still stands.
-        let mut log = self
-            .log
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        log.push((Arc::clone(facts), exchange));
+        self.log.entries().push((Arc::clone(facts), exchange));
         answered
     }
 }

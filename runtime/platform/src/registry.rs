@@ -4,7 +4,6 @@ use crate::exchange::{Log, Recorder};
 use crate::plan::{Origin, Outcome, ProbeRecord};
 use crate::policy::{Descriptor, Fault, Platform};
 use crate::text;
-use std::sync::Arc;
 
 /// Ids of the platforms inside this binary.
 pub const BUILT_IN_IDS: [&str; 5] = ["cpu", "cuda", "rocm", "tpu", "xpu"];
@@ -121,7 +120,7 @@ impl Registry {
         for entry in &mut self.entries {
             if let (Some(platform), Some(descriptor)) = (entry.platform.take(), &entry.descriptor) {
                 let log = Log::default();
-                let recorder = Recorder::new(platform, Arc::clone(&log));
+                let recorder = Recorder::new(platform, log.clone());
                 entry.platform = Some(Box::new(recorder));
                 logs.push((descriptor.id.clone(), entry.digest.clone(), log));
             }

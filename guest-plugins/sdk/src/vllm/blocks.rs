@@ -3,7 +3,7 @@
 use super::extra;
 use crate::prelude::{
     BlockPlan, BlockQuery, BlockSize, Diagnostic, EngineConfig, Facts, Kernel, ModelFacts, reject,
-    takes_block,
+    set_by_user, takes_block,
 };
 
 /// What vLLM takes where nothing speaks against it.
@@ -19,8 +19,7 @@ pub fn choose(facts: &Facts, query: &BlockQuery, default: u32) -> Result<BlockPl
         .iter()
         .filter_map(of)
         .find(|kernel| !kernel.block_sizes.is_empty());
-    let fields = &query.config.user_set;
-    let by_user = fields.iter().any(|field| field == "block-size");
+    let by_user = set_by_user(&query.config, "block-size");
     let (size, reason) = match (by_user, kernel) {
         (true, _) => (query.config.block_size, "set by the user".to_owned()),
         (false, Some(kernel)) if !takes_block(kernel, default) => {

@@ -3,15 +3,14 @@
 
 use super::extra;
 use crate::prelude::{
-    Diagnostic, EngineConfig, GraphMode, GraphPlan, GraphQuery, GraphSupport, Value, info, patch,
-    reject, warn,
+    Diagnostic, EngineConfig, GraphMode, GraphPlan, GraphQuery, GraphSupport, ModelFacts, Patch,
+    Value, info, patch, reject, set_by_user, warn,
 };
-use crate::prelude::{ModelFacts, Patch};
 use std::collections::BTreeSet;
 
 /// What is wished for where the user wished for nothing: all graphs, but what the kind of model rules out.
 pub fn default_mode(model: &ModelFacts, config: &EngineConfig) -> Option<Patch> {
-    if config.user_set.iter().any(|field| field == "graph-mode") {
+    if set_by_user(config, "graph-mode") {
         return None;
     }
     let is = |name: &str| model.traits.iter().any(|known| known == name);

@@ -49,12 +49,8 @@ pub(super) fn run(
     let asked = logs
         .into_iter()
         .find(|(id, digest, _)| *id == plan.platform.id && *digest == plan.platform.digest)
-        .map(|(.., log)| log)
+        .map(|(.., log)| log.exchanges())
         .unwrap_or_default();
-    let asked = asked
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-        .clone();
     let seen = asked
         .last()
         .map_or_else(|| Arc::clone(facts), |(facts, _)| Arc::clone(facts));

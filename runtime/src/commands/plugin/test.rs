@@ -11,7 +11,7 @@ use crate::progress::Progress;
 use crate::{catalogue, platforms};
 use anyhow::anyhow;
 use plinth_host::Guest;
-use plinth_platform::exchange::{Answer, Exchange};
+use plinth_platform::exchange::{Answer, Seen};
 use plinth_platform::facts::{Facts, ModelFacts};
 use plinth_platform::policy::{Decision, Platform, Rejected};
 use plinth_platform::registry::{Candidate, Registry};
@@ -122,7 +122,7 @@ enum Outcome {
 
 struct Asked {
     outcome: Outcome,
-    exchanges: Vec<(Arc<Facts>, Exchange)>,
+    exchanges: Vec<Seen>,
 }
 
 fn plan(
@@ -151,20 +151,15 @@ fn plan(
             _ => Outcome::Refused,
         },
     };
-    let log = logs
-        .into_iter()
-        .next()
-        .map(|(.., log)| log)
-        .unwrap_or_default();
-    let exchanges = log
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-        .clone();
-    Asked { outcome, exchanges }
+    let exchanges = logs.into_iter().flat_map(|(.., log)| log.exchanges());
+    Asked {
+        outcome,
+        exchanges: exchanges.collect(),
+    }
 }
 
 /// Questions that another instance answers otherwise.
-fn repeated(exchanges: &[(Arc<Facts>, Exchange)], second: &mut Guest) -> Vec<(String, String)> {
+fn repeated(exchanges: &[Seen], second: &mut Guest) -> Vec<(String, String)> {
     let again = exchanges.iter().filter_map(|(facts, exchange)| {
         let answer = exchange.question.ask(second, facts);
         (answer != exchange.answer).then(|| {
@@ -176,7 +171,7 @@ fn repeated(exchanges: &[(Arc<Facts>, Exchange)], second: &mut Guest) -> Vec<(St
 }
 
 /// Questions whose answer changes with the order of what is listed.
-fn reordered(exchanges: &[(Arc<Facts>, Exchange)], second: &mut Guest) -> Vec<(String, String)> {
+fn reordered(exchanges: &[Seen], second: &mut Guest) -> Vec<(String, String)> {
     let Some((facts, _)) = exchanges.first() else {
         return Vec::new();
     };
