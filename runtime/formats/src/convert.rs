@@ -7,6 +7,7 @@ mod to_gguf;
 mod to_safetensors;
 
 pub(crate) use gguf_metadata::model as model_metadata;
+pub(crate) use to_gguf::factors;
 
 use crate::error::{FormatError, Problem};
 use crate::model_file::ModelFile;

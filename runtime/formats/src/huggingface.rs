@@ -6,7 +6,7 @@ mod safetensors;
 
 use crate::error::{Checked, FormatError, Problem};
 use crate::model_file::{ModelFile, OpenFile, Source};
-use crate::tensors::Tensors;
+use crate::tensors::{TensorInfo, Tensors};
 use crate::vocabulary::HuggingFaceTokenizer;
 use serde_json::Value;
 use std::fs::File;
@@ -30,17 +30,30 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFile, FormatError> {
             )
             .at(folder)
     })?;
+    let in_config = |problem: Problem| problem.at(&config_path);
+    let config = config_json::model_config(&config_json).map_err(in_config)?;
+    let less_one = config_json::norms_are_less_one(&config_json).map_err(in_config)?;
     let weights = safetensors::files(folder)?;
     let mut files = Vec::new();
     let mut tensors = Vec::new();
     for (n, path) in weights.iter().enumerate() {
         let file = File::open(path).map_err(|error| Problem::io("open it")(error).at(path))?;
-        tensors.extend(safetensors::read(&file, n).map_err(|problem| problem.at(path))?);
+        let read = safetensors::read(&file, n, config.post_norms);
+        tensors.extend(read.map_err(|problem| problem.at(path))?);
         files.push(OpenFile::new(path.clone(), file));
     }
-    let config =
-        config_json::model_config(&config_json).map_err(|problem| problem.at(&config_path))?;
-    let tied = config_json::is_tied(&config_json).map_err(|problem| problem.at(&config_path))?;
+    if less_one {
+        let is_norm = |info: &TensorInfo| info.name.ends_with("norm.weight");
+        let plus_one = |info: TensorInfo| {
+            if is_norm(&info) {
+                info.plus_one()
+            } else {
+                info
+            }
+        };
+        tensors = tensors.into_iter().map(plus_one).collect();
+    }
+    let tied = config_json::is_tied(&config_json).map_err(in_config)?;
     if tied {
         // Some writers store the embedding a second time as the head. The configuration says that it is the same.
         tensors.retain(|info| info.name != "output.weight");
@@ -56,7 +69,7 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFile, FormatError> {
         generation: read_json(&folder.join("generation_config.json"))?,
         tokenizer_config: read_json(&folder.join("tokenizer_config.json"))?,
     };
-    Tensors::new(tensors)
+    Tensors::new(tensors, &config)
         .and_then(|tensors| {
             ModelFile::new(
                 folder,

@@ -16,7 +16,10 @@ pub mod synthetic;
 mod tensors;
 mod vocabulary;
 
-pub use config::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
+pub use config::{
+    Activation, ExpertsConfig, LayerConfig, LongRope, ModelConfig, Reach, RopeConfig, RopeKind,
+    RopeLayout, RopeScaling, Sizes,
+};
 pub use error::FormatError;
 pub use model_file::{ModelFile, open};
 pub use tensors::TensorInfo;

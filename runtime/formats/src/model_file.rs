@@ -71,14 +71,20 @@ fn open_gguf(path: &Path) -> Result<ModelFile, FormatError> {
         .map_err(Problem::io("open it"))
         .map_err(at)?
         .len();
-    let gguf = gguf::read(&file, len).map_err(at)?;
+    let mut gguf = gguf::read(&file, len).map_err(at)?;
     let files = vec![OpenFile::new(path.to_owned(), file)];
-    let factors = match gguf.tensors.get("rope_freqs.weight") {
-        Some(info) => Some(dequantize(info, &read(&files, info).map_err(at)?)),
-        None => None,
+    let values = |name: &str| match gguf.tensor(name) {
+        Some(info) => read(&files, info).map(|bytes| Some(dequantize(info, &bytes))),
+        None => Ok(None),
+    };
+    let short = values("rope_factors_short.weight").map_err(at)?;
+    let long = values("rope_factors_long.weight").map_err(at)?;
+    let factors = gguf::Factors {
+        plain: values("rope_freqs.weight").map_err(at)?,
+        short_and_long: short.zip(long),
     };
     let config = gguf::model_config(&gguf, factors).map_err(at)?;
-    let tensors = gguf.tensors.clone();
+    let tensors = Tensors::new(std::mem::take(&mut gguf.tensors), &config).map_err(at)?;
     let source = Source::Gguf(Box::new(gguf));
     ModelFile::new(path, config, tensors, files, source).map_err(at)
 }
@@ -219,10 +225,11 @@ impl ModelFile {
             vision: None,
             hybrid: false,
             state_bytes: None,
-            moe: false,
+            moe: config.experts.is_some(),
             traits: window
                 .map(|_| "sliding-window".to_owned())
                 .into_iter()
+                .chain(config.attention_softcap.map(|_| "soft-cap".to_owned()))
                 .collect(),
         }
     }
@@ -247,6 +254,7 @@ fn read_into(file: &OpenFile, info: &TensorInfo, buffer: &mut Vec<u8>) -> Checke
         .read_to_end(buffer)
         .map_err(Problem::io(action()))?;
     if read as u64 == info.place.bytes {
+        info.add_one(buffer);
         return Ok(());
     }
     let expected = format!("{} bytes", info.place.bytes);

@@ -2,7 +2,7 @@
 //! say.
 
 use crate::config::ModelConfig;
-use crate::convert::model_metadata;
+use crate::convert::{factors, model_metadata};
 use crate::error::FormatError;
 use crate::gguf::write::{Planned, Writer};
 use crate::gguf::{Array, Metadata, Value};
@@ -11,7 +11,8 @@ use crate::vocabulary::GgufVocab;
 use plinth_kernels::Format;
 use std::path::Path;
 
-/// Writes a GGUF file of this shape. Matrices are N(0, `1 / sqrt(cols)`), norms are 1 within a tenth.
+/// Writes a GGUF file of this shape. Matrices are N(0, `1 / sqrt(cols)`), norms are 1 within a tenth. Those of experts
+/// are tensors of their own.
 ///
 /// `tied` leaves out the output head; `biases` adds the optional ones. The same arguments give the same bytes.
 ///
@@ -35,11 +36,11 @@ pub fn write(
         .into_iter()
         .filter(|shape| match shape.name.as_str() {
             "output.weight" => !options.tied,
-            "rope_freqs.weight" => false,
+            name if name.starts_with("rope_f") => false,
             name if name.ends_with(".bias") => options.biases,
             _ => true,
         });
-    let planned: Vec<_> = wanted
+    let mut planned: Vec<_> = wanted
         .map(|shape| Planned {
             format: if shape.rows == 1 {
                 Format::F32
@@ -49,6 +50,7 @@ pub fn write(
             name: shape.name,
             rows: shape.rows,
             cols: shape.cols,
+            matrices: 1,
         })
         .collect();
     let at = |problem: crate::error::Problem| problem.at(path);
@@ -58,10 +60,16 @@ pub fn write(
         "tokenizer.chat_template".to_owned(),
         Value::String(CHATML.to_owned()),
     ));
+    let factors = factors::tensors(config);
+    let random = planned.len();
+    planned.extend(factors.iter().map(|tensor| tensor.planned.clone()));
     let mut writer = Writer::create(path, &Metadata(metadata), &planned).map_err(at)?;
-    let mut random = Random(options.seed);
-    for tensor in &planned {
-        writer.tensor(&weights(tensor, &mut random)).map_err(at)?;
+    let mut numbers = Random(options.seed);
+    for tensor in &planned[..random] {
+        writer.tensor(&weights(tensor, &mut numbers)).map_err(at)?;
+    }
+    for tensor in &factors {
+        writer.tensor(&tensor.bytes()).map_err(at)?;
     }
     writer.finish().map_err(at)
 }

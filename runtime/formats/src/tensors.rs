@@ -1,6 +1,13 @@
-//! Tensors as every file format has them, and the ones that a Llama-family model needs.
+//! Tensors as every file format has them, by one set of names.
 //!
-//! Names are those of GGUF; other formats are translated when they are read.
+//! Names are those of GGUF; other formats are translated when they are read. What a file holds as one tensor and a model
+//! uses as several (fused projections, the matrices of all experts) is handed out as several, each a range of the file;
+//! the matrices of expert E are `blk.N.ffn_gate.E.weight` and so on. A norm's weight is what is multiplied by.
+
+mod needed;
+mod parts;
+
+pub(crate) use needed::needed_shapes;
 
 use crate::config::ModelConfig;
 use crate::error::{Checked, Problem};
@@ -18,10 +25,52 @@ pub struct TensorInfo {
     pub rows: usize,
     /// Inputs of a matrix, which lie side by side; the length of a vector.
     pub cols: usize,
+    /// As many matrices of equal size lie one behind the other. More than one only until they are told apart.
+    pub(crate) matrices: usize,
+    /// The file has each element in this format and less 1; it is handed out as f32 with the 1 added.
+    pub(crate) less_one: Option<Format>,
     pub(crate) place: Place,
 }
 
 impl TensorInfo {
+    pub(crate) fn new(
+        name: String,
+        format: Format,
+        rows: usize,
+        cols: usize,
+        place: Place,
+    ) -> Self {
+        Self {
+            name,
+            format,
+            rows,
+            cols,
+            matrices: 1,
+            less_one: None,
+            place,
+        }
+    }
+
+    /// The same with 1 added to every element when it is read.
+    pub(crate) fn plus_one(self) -> Self {
+        Self {
+            format: Format::F32,
+            less_one: Some(self.format),
+            ..self
+        }
+    }
+
+    /// Makes what was read from the file into what is handed out.
+    pub(crate) fn add_one(&self, bytes: &mut Vec<u8>) {
+        let Some(stored) = self.less_one else {
+            return;
+        };
+        let mut values = vec![0.0; self.elements()];
+        stored.dequantize(bytes, &mut values);
+        bytes.clear();
+        bytes.extend(values.iter().flat_map(|value| (value + 1.0).to_le_bytes()));
+    }
+
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
         self.place.bytes
@@ -52,7 +101,9 @@ pub(crate) struct Tensors {
 }
 
 impl Tensors {
-    pub fn new(list: Vec<TensorInfo>) -> Checked<Self> {
+    /// Those of a file, as a model of this configuration uses them.
+    pub fn new(list: Vec<TensorInfo>, config: &ModelConfig) -> Checked<Self> {
+        let list = parts::of(list, config)?;
         let mut by_name = HashMap::with_capacity(list.len());
         for (n, info) in list.iter().enumerate() {
             if by_name.insert(info.name.clone(), n).is_some() {
@@ -90,7 +141,7 @@ impl Tensors {
     /// Every tensor that the model needs is there, in the right shape, and no other that would be ignored.
     pub fn check(&self, config: &ModelConfig) -> Checked<()> {
         let mut expected = 0;
-        for needed in needed(config) {
+        for needed in needed::needed(config) {
             match self.get(&needed.name) {
                 Some(info) => {
                     expected += 1;
@@ -108,7 +159,7 @@ impl Tensors {
             return Ok(());
         }
         let known: std::collections::HashSet<_> =
-            needed(config).map(|needed| needed.name).collect();
+            needed::needed(config).map(|needed| needed.name).collect();
         let Some(extra) = self.list.iter().find(|info| !known.contains(&info.name)) else {
             return Ok(());
         };
@@ -124,112 +175,4 @@ impl Tensors {
         Err(problem
             .fix("the model is of an architecture that is not supported, though it says otherwise"))
     }
-}
-
-/// A tensor that a model has or may have.
-struct Needed {
-    name: String,
-    rows: usize,
-    cols: usize,
-    optional: bool,
-}
-
-impl Needed {
-    fn shape(&self) -> String {
-        match self.rows {
-            1 => format!("{} elements", self.cols),
-            rows => format!("{rows} rows of {} elements", self.cols),
-        }
-    }
-
-    fn check(&self, info: &TensorInfo) -> Checked<()> {
-        if (info.rows, info.cols) == (self.rows, self.cols) {
-            return Ok(());
-        }
-        let found = format!("{} rows of {} elements", info.rows, info.cols);
-        Err(Problem::field(
-            format!("tensor '{}'", self.name),
-            found,
-            self.shape(),
-        ))
-    }
-}
-
-/// The shape of one tensor.
-pub(crate) struct Shape {
-    pub name: String,
-    pub rows: usize,
-    pub cols: usize,
-}
-
-/// Names and shapes of all tensors that a model has or may have.
-pub(crate) fn needed_shapes(config: &ModelConfig) -> Vec<Shape> {
-    needed(config)
-        .map(
-            |Needed {
-                 name, rows, cols, ..
-             }| Shape { name, rows, cols },
-        )
-        .collect()
-}
-
-/// What a Llama-family model is made of.
-fn needed(config: &ModelConfig) -> impl Iterator<Item = Needed> + '_ {
-    let matrix = |name: &str, rows, cols| Needed {
-        name: name.to_owned(),
-        rows,
-        cols,
-        optional: false,
-    };
-    let optional = |needed: Needed| Needed {
-        optional: true,
-        ..needed
-    };
-    let ModelConfig {
-        hidden_size: hidden,
-        vocab_size: vocab,
-        ..
-    } = *config;
-    let ends = [
-        matrix("token_embd.weight", vocab, hidden),
-        matrix("output_norm.weight", 1, hidden),
-        optional(matrix("output.weight", vocab, hidden)),
-        optional(matrix("rope_freqs.weight", 1, config.rope.dims / 2)),
-    ];
-    let layers = (0..config.num_layers).flat_map(move |layer| layer_tensors(config, layer));
-    ends.into_iter().chain(layers)
-}
-
-fn layer_tensors(config: &ModelConfig, layer: usize) -> Vec<Needed> {
-    let queries = config.num_heads * config.head_dim;
-    let keys = config.num_kv_heads * config.head_dim;
-    let ModelConfig {
-        hidden_size: hidden,
-        intermediate_size: inner,
-        ..
-    } = *config;
-    let matrices = [
-        ("attn_q", queries, hidden),
-        ("attn_k", keys, hidden),
-        ("attn_v", keys, hidden),
-        ("attn_output", hidden, queries),
-        ("ffn_gate", inner, hidden),
-        ("ffn_up", inner, hidden),
-        ("ffn_down", hidden, inner),
-    ];
-    let needed = |part: &str, kind: &str, rows, cols, optional| Needed {
-        name: format!("blk.{layer}.{part}.{kind}"),
-        rows,
-        cols,
-        optional,
-    };
-    let mut tensors = vec![
-        needed("attn_norm", "weight", 1, hidden, false),
-        needed("ffn_norm", "weight", 1, hidden, false),
-    ];
-    for (part, rows, cols) in matrices {
-        tensors.push(needed(part, "weight", rows, cols, false));
-        tensors.push(needed(part, "bias", 1, rows, true));
-    }
-    tensors
 }

@@ -2,16 +2,15 @@
 
 use plinth_formats::synthetic::{self, Options, tiny_vocabulary};
 use plinth_formats::{
-    ModelConfig, ModelFile, RopeConfig, RopeLayout, RopeScaling, TokenizerSource, convert, open,
+    ModelConfig, ModelFile, Reach, RopeConfig, RopeLayout, RopeScaling, Sizes, TokenizerSource,
+    convert, open,
 };
 use plinth_kernels::Format;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
 fn tiny_config() -> ModelConfig {
-    ModelConfig {
-        architecture: "llama".to_owned(),
-        name: Some("tiny".to_owned()),
+    let sizes = Sizes {
         num_layers: 2,
         hidden_size: 64,
         intermediate_size: 96,
@@ -20,14 +19,16 @@ fn tiny_config() -> ModelConfig {
         head_dim: 16,
         vocab_size: tiny_vocabulary().tokens.len(),
         context_length: 256,
-        rms_norm_eps: 1e-5,
-        rope: RopeConfig {
-            base: 10_000.0,
-            dims: 16,
-            layout: RopeLayout::Interleaved,
-            scaling: RopeScaling::None,
-        },
-        sliding_window: None,
+    };
+    let rope = RopeConfig {
+        base: 10_000.0,
+        dims: 16,
+        layout: RopeLayout::Interleaved,
+        scaling: RopeScaling::None,
+    };
+    ModelConfig {
+        name: Some("tiny".to_owned()),
+        ..ModelConfig::llama(sizes, 1e-5, rope)
     }
 }
 
@@ -95,6 +96,7 @@ fn biases_a_head_and_scaling_survive() {
     let mut config = tiny_config();
     config.rope.scaling = RopeScaling::Linear { factor: 4.0 };
     config.sliding_window = Some(32);
+    config.reach = vec![Reach::Window; 2];
     let options = Options {
         tied: false,
         biases: true,

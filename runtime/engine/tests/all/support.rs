@@ -4,7 +4,7 @@ use plinth_engine::{
     Engine, EngineOptions, Event, FinishReason, Model, Request, RequestId, SamplingParams, Usage,
 };
 use plinth_formats::synthetic::{self, Options, tiny_vocabulary};
-use plinth_formats::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
+use plinth_formats::{ModelConfig, RopeConfig, RopeLayout, RopeScaling, Sizes};
 use plinth_kernels::{Format, KernelSet, KvDtype, Selection, Workers};
 use std::collections::BTreeMap;
 
@@ -25,9 +25,7 @@ pub fn roomy() -> EngineOptions {
 }
 
 pub fn config() -> ModelConfig {
-    ModelConfig {
-        architecture: "llama".to_owned(),
-        name: None,
+    let sizes = Sizes {
         num_layers: 2,
         hidden_size: 48,
         intermediate_size: 80,
@@ -36,15 +34,14 @@ pub fn config() -> ModelConfig {
         head_dim: 8,
         vocab_size: tiny_vocabulary().tokens.len(),
         context_length: MAX_MODEL_LEN,
-        rms_norm_eps: 1e-5,
-        rope: RopeConfig {
-            base: 10_000.0,
-            dims: 8,
-            layout: RopeLayout::Interleaved,
-            scaling: RopeScaling::None,
-        },
-        sliding_window: None,
-    }
+    };
+    let rope = RopeConfig {
+        base: 10_000.0,
+        dims: 8,
+        layout: RopeLayout::Interleaved,
+        scaling: RopeScaling::None,
+    };
+    ModelConfig::llama(sizes, 1e-5, rope)
 }
 
 /// An engine over the tiny model. The model is made anew, from the same seed.

@@ -1,8 +1,8 @@
 //! The metadata of a GGUF file that is going to be written.
 
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::{ModelConfig, Reach, RopeScaling};
 use crate::error::{Checked, FormatError, Problem, shown};
-use crate::gguf::{Array, Metadata, Value};
+use crate::gguf::{self, Array, Metadata, Value};
 use crate::model_file::{ModelFile, Source};
 use plinth_kernels::Format;
 use serde_json::Value as Json;
@@ -68,12 +68,19 @@ fn from_folder(input: &ModelFile) -> Result<Metadata, FormatError> {
 
 /// What `gguf::model_config` reads.
 pub(crate) fn model(config: &ModelConfig) -> Checked<Vec<(String, Value)>> {
-    let size = |key: &str, n: usize| (format!("llama.{key}"), Value::U32(n as u32));
-    let number = |key: &str, x: f32| (format!("llama.{key}"), Value::F32(x));
+    can_be_said(config)?;
+    let key = |key: &str| format!("{}.{key}", config.architecture);
+    let size = |name: &str, n: usize| (key(name), Value::U32(n as u32));
+    let number = |name: &str, x: f32| (key(name), Value::F32(x));
+    // Mixtral's experts have the width that a feed-forward part of its architecture would have.
+    let inner = match config.experts {
+        Some(experts) if config.architecture == "llama" => experts.intermediate_size,
+        _ => config.intermediate_size,
+    };
     let mut list = vec![
         (
             "general.architecture".to_owned(),
-            Value::String("llama".to_owned()),
+            Value::String(config.architecture.clone()),
         ),
         (
             "general.name".to_owned(),
@@ -82,7 +89,7 @@ pub(crate) fn model(config: &ModelConfig) -> Checked<Vec<(String, Value)>> {
         size("block_count", config.num_layers),
         size("context_length", config.context_length),
         size("embedding_length", config.hidden_size),
-        size("feed_forward_length", config.intermediate_size),
+        size("feed_forward_length", inner),
         size("attention.head_count", config.num_heads),
         size("attention.head_count_kv", config.num_kv_heads),
         size("attention.key_length", config.head_dim),
@@ -92,30 +99,77 @@ pub(crate) fn model(config: &ModelConfig) -> Checked<Vec<(String, Value)>> {
         number("rope.freq_base", config.rope.base),
         size("vocab_size", config.vocab_size),
     ];
-    list.extend(
-        config
-            .sliding_window
-            .map(|window| size("attention.sliding_window", window)),
-    );
-    match &config.rope.scaling {
-        RopeScaling::None => {}
-        RopeScaling::Linear { factor } => {
-            list.push((
-                "llama.rope.scaling.type".to_owned(),
-                Value::String("linear".to_owned()),
+    if let Some(window) = config.sliding_window {
+        list.push(size("attention.sliding_window", window));
+    }
+    if let Some(local) = &config.local_rope {
+        list.push(number("rope.freq_base_swa", local.base));
+    }
+    if has_both_reaches(config) {
+        let windows = config
+            .reach
+            .iter()
+            .map(|&reach| Value::Bool(reach == Reach::Window));
+        const BOOL: u32 = 7;
+        list.push((
+            key("attention.sliding_window_pattern"),
+            Value::Array(Array::Other(BOOL, windows.collect())),
+        ));
+    }
+    if let Some(cap) = config.attention_softcap {
+        list.push(number("attn_logit_softcapping", cap));
+    }
+    if let Some(cap) = config.final_softcap {
+        list.push(number("final_logit_softcapping", cap));
+    }
+    if let Some(experts) = config.experts {
+        list.push(size("expert_count", experts.count));
+        list.push(size("expert_used_count", experts.used));
+        if config.architecture != "llama" {
+            list.push(size(
+                "expert_feed_forward_length",
+                experts.intermediate_size,
             ));
-            list.push(number("rope.scaling.factor", *factor));
-        }
-        RopeScaling::Llama3 { .. } | RopeScaling::Factors(_) => {
-            let problem = Problem::field(
-                "rotary scaling",
-                "Llama-3 factors",
-                "none or linear scaling",
-            );
-            return Err(problem.fix("a GGUF file of such a folder cannot be written yet"));
         }
     }
+    let scaling = |kind: &str| (key("rope.scaling.type"), Value::String(kind.to_owned()));
+    if let RopeScaling::Linear { factor } = config.rope.scaling {
+        list.push(scaling("linear"));
+        list.push(number("rope.scaling.factor", factor));
+    }
+    if let Some(long) = &config.long_rope {
+        list.push(scaling("longrope"));
+        list.push(size(
+            "rope.scaling.original_context_length",
+            long.original_context,
+        ));
+        list.push(number("rope.scaling.attn_factor", config.rope_magnitude));
+    }
     Ok(list)
+}
+
+/// Is there a key for all that the configuration says? What has none follows from the architecture, and must be that.
+fn can_be_said(config: &ModelConfig) -> Checked<()> {
+    let fix = "a GGUF file of such a model cannot be written";
+    let implied = gguf::attention_scale(config);
+    if (config.attention_scale - implied).abs() > 1e-6 * implied {
+        let problem = Problem::field("attention scale", config.attention_scale, implied);
+        return Err(problem.fix(fix));
+    }
+    if config.experts.is_some_and(|experts| !experts.normalize) {
+        let problem = Problem::field("norm_topk_prob", false, true);
+        return Err(problem.fix(fix));
+    }
+    if has_both_reaches(config) && !config.architecture.starts_with("gemma") {
+        let problem = Problem::field("sliding window", "in some layers", "in all of them or none");
+        return Err(problem.fix(fix));
+    }
+    Ok(())
+}
+
+/// Do some layers see everything and others not?
+fn has_both_reaches(config: &ModelConfig) -> bool {
+    config.reach.contains(&Reach::All) && config.reach.contains(&Reach::Window)
 }
 
 fn vocabulary(input: &ModelFile) -> Result<Vec<(String, Value)>, FormatError> {

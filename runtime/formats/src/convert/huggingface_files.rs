@@ -77,6 +77,15 @@ fn torch_dtype(target: Format) -> &'static str {
 fn config_json(input: &ModelFile, vocab: &GgufVocab, target: Format) -> Checked<Json> {
     let ModelConfig { rope, .. } = input.config();
     let config = input.config();
+    let plain = config.architecture == "llama" && config.experts.is_none();
+    if !plain {
+        let found = match config.experts {
+            Some(_) => "a mixture of experts",
+            None => config.architecture.as_str(),
+        };
+        let problem = Problem::field("architecture", found, "a Llama without experts");
+        return Err(problem.fix("a folder with such a model cannot be written yet"));
+    }
     let bias = |part: &str| input.tensor(&format!("blk.0.{part}.bias")).is_some();
     Ok(json!({
         "architectures": ["LlamaForCausalLM"],

@@ -1,90 +1,251 @@
-//! The configuration of a Llama-family model out of GGUF metadata.
+//! The configuration of a model out of GGUF metadata.
+//!
+//! **Source** of the keys, of their defaults and of what an architecture implies without saying it: llama.cpp, release
+//! 11434, `src/models/*.cpp`, `src/llama-model.cpp` and `conversion/*.py`.
 
 use super::reader::Gguf;
 use super::value::Metadata;
-use crate::config::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
+use crate::config::{
+    ARCHITECTURES, ExpertsConfig, LongRope, ModelConfig, Reach, RopeConfig, RopeLayout,
+    RopeScaling, Sizes,
+};
 use crate::error::{Checked, Problem, shown};
 
-/// Reads and checks it. `factors` are the contents of the tensor `rope_freqs.weight`, where the file has one.
-pub(crate) fn model_config(gguf: &Gguf, factors: Option<Vec<f32>>) -> Checked<ModelConfig> {
+/// Contents of the tensors that are a part of the configuration, where the file has them.
+#[derive(Default)]
+pub(crate) struct Factors {
+    /// `rope_freqs.weight`.
+    pub plain: Option<Vec<f32>>,
+    /// `rope_factors_short.weight` and `rope_factors_long.weight`.
+    pub short_and_long: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// The layout that the rotated pairs of an architecture have in a GGUF file: rows of queries and keys were permuted for
+/// `llama` alone (`llama_model_rope_type` in llama.cpp).
+pub(crate) fn rope_layout(architecture: &str) -> RopeLayout {
+    match architecture {
+        "llama" => RopeLayout::Interleaved,
+        _ => RopeLayout::HalfSplit,
+    }
+}
+
+/// Reads and checks it.
+pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig> {
     let metadata = &gguf.metadata;
     let key = "general.architecture";
     let architecture = metadata.required(key, metadata.text(key), "the model's architecture")?;
-    if architecture != "llama" {
-        let problem = Problem::field(format!("metadata '{key}'"), shown(architecture), "'llama'");
-        return Err(problem.fix(
-            "this architecture is not supported: Llama 2 and 3, SmolLM2, Mistral and TinyLlama are",
-        ));
+    if !ARCHITECTURES.contains(&architecture) {
+        let expected = format!("one of {}", ARCHITECTURES.join(", "));
+        let problem = Problem::field(format!("metadata '{key}'"), shown(architecture), expected);
+        return Err(problem.fix("this architecture is not supported"));
     }
-    let experts = metadata.count("llama.expert_count")?.unwrap_or(0);
-    if experts > 0 {
-        let problem = Problem::field("metadata 'llama.expert_count'", experts, "0");
-        return Err(problem.fix("mixtures of experts are not supported"));
-    }
-    let size = |name: &str| metadata.size(&format!("llama.{name}"));
-    let needed = |name: &str| metadata.required(&format!("llama.{name}"), size(name), "a size");
-    let hidden_size = needed("embedding_length")?;
-    let num_heads = needed("attention.head_count")?;
-    let num_kv_heads = size("attention.head_count_kv")?.unwrap_or(num_heads);
-    let head_dim = head_dim(metadata, hidden_size, num_heads)?;
-    let config = ModelConfig {
-        architecture: architecture.to_owned(),
-        name: metadata.text("general.name")?.map(str::to_owned),
-        num_layers: needed("block_count")?,
+    let keys = Keys {
+        metadata,
+        architecture,
+    };
+    let hidden_size = keys.needed("embedding_length")?;
+    let num_heads = keys.needed("attention.head_count")?;
+    let head_dim = head_dim(&keys, hidden_size, num_heads)?;
+    let sizes = Sizes {
+        num_layers: keys.needed("block_count")?,
         hidden_size,
-        intermediate_size: needed("feed_forward_length")?,
+        intermediate_size: keys.needed("feed_forward_length")?,
         num_heads,
-        num_kv_heads,
+        num_kv_heads: keys.size("attention.head_count_kv")?.unwrap_or(num_heads),
         head_dim,
         vocab_size: vocab_size(gguf)?,
-        context_length: needed("context_length")?,
-        rms_norm_eps: metadata.required(
-            "llama.attention.layer_norm_rms_epsilon",
-            metadata.number("llama.attention.layer_norm_rms_epsilon"),
-            "a number such as 1e-5",
-        )?,
-        rope: RopeConfig {
-            base: metadata.number("llama.rope.freq_base")?.unwrap_or(10_000.0),
-            dims: size("rope.dimension_count")?.unwrap_or(head_dim),
-            layout: RopeLayout::Interleaved,
-            scaling: scaling(metadata, factors)?,
+        context_length: keys.needed("context_length")?,
+    };
+    let epsilon = "attention.layer_norm_rms_epsilon";
+    let rms_norm_eps = metadata.required(
+        &keys.name(epsilon),
+        keys.number(epsilon),
+        "a number such as 1e-5",
+    )?;
+    let long = factors
+        .short_and_long
+        .map(|(short, long)| (RopeScaling::Factors(short), long));
+    let (scaling, long) = match (long, factors.plain) {
+        (Some((short, long)), _) => (short, Some(long)),
+        (None, Some(plain)) => (RopeScaling::Factors(plain), None),
+        (None, None) => (scaling(&keys)?, None),
+    };
+    let rope = RopeConfig {
+        base: keys.number("rope.freq_base")?.unwrap_or(10_000.0),
+        dims: keys.size("rope.dimension_count")?.unwrap_or(head_dim),
+        layout: rope_layout(architecture),
+        scaling,
+    };
+    let long_rope = match long {
+        None => None,
+        Some(factors) => Some(LongRope {
+            factors,
+            original_context: keys.needed("rope.scaling.original_context_length")?,
+        }),
+    };
+    let window = keys.size("attention.sliding_window")?.filter(|&n| n > 0);
+    let plain = ModelConfig {
+        architecture: architecture.to_owned(),
+        name: metadata.text("general.name")?.map(str::to_owned),
+        long_rope,
+        rope_magnitude: keys.number("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        experts: experts(&keys, &sizes)?,
+        attention_softcap: keys.softcap("attn_logit_softcapping")?,
+        final_softcap: keys.softcap("final_logit_softcapping")?,
+        ..ModelConfig::llama(sizes, rms_norm_eps, rope)
+    };
+    let config = match architecture {
+        "gemma2" => gemma2(&keys, plain, window.unwrap_or(4096))?,
+        "gemma3" => gemma3(&keys, plain, window)?,
+        _ => ModelConfig {
+            qk_norm: ["qwen3", "qwen3moe"].contains(&architecture),
+            ..plain.with_window(window)
         },
-        sliding_window: size("attention.sliding_window")?,
     };
     config.check()?;
     Ok(config)
 }
 
-fn head_dim(metadata: &Metadata, hidden_size: usize, num_heads: usize) -> Checked<usize> {
-    let key = "llama.attention.key_length";
-    let Some(head_dim) = metadata.size(key)? else {
+/// The scale of attention, which no key says.
+pub(crate) fn attention_scale(config: &ModelConfig) -> f32 {
+    // Of Gemma's published sizes, the largest of either generation, told by their layers, have another scale than the
+    // size of a head gives (`query_pre_attn_scalar` 144 and 168 for heads of 128).
+    let width = match (config.architecture.as_str(), config.num_layers) {
+        ("gemma2", 46) | ("gemma3", 62) => config.hidden_size / config.num_heads.max(1),
+        _ => config.head_dim,
+    };
+    1.0 / (width as f32).sqrt()
+}
+
+/// What Gemma 2 does otherwise than a Llama: every other layer has a window, and soft caps are there if not denied.
+fn gemma2(keys: &Keys<'_>, plain: ModelConfig, window: usize) -> Checked<ModelConfig> {
+    let or = |cap: Option<f32>, key: &str, default| match keys.number(key)? {
+        None => Ok(Some(default)),
+        Some(_) => Ok(cap),
+    };
+    Ok(ModelConfig {
+        sliding_window: Some(window),
+        reach: pattern(keys, plain.num_layers, 2)?,
+        attention_scale: attention_scale(&plain),
+        attention_softcap: or(plain.attention_softcap, "attn_logit_softcapping", 50.0)?,
+        final_softcap: or(plain.final_softcap, "final_logit_softcapping", 30.0)?,
+        ..plain.into_gemma()
+    })
+}
+
+/// What Gemma 3 does otherwise than a Llama, and where the keys leave it open.
+fn gemma3(keys: &Keys<'_>, plain: ModelConfig, window: Option<usize>) -> Checked<ModelConfig> {
+    let local_rope = RopeConfig {
+        base: keys.number("rope.freq_base_swa")?.unwrap_or(10_000.0),
+        scaling: RopeScaling::None,
+        ..plain.rope.clone()
+    };
+    Ok(ModelConfig {
+        local_rope: window.map(|_| local_rope),
+        reach: match window {
+            Some(_) => pattern(keys, plain.num_layers, 6)?,
+            None => plain.reach.clone(),
+        },
+        sliding_window: window,
+        attention_scale: attention_scale(&plain),
+        ..plain.into_gemma()
+    })
+}
+
+/// Which layers look back no further than the window: a list, or a period whose last layer sees everything. `period` is
+/// that of the architecture.
+fn pattern(keys: &Keys<'_>, num_layers: usize, period: usize) -> Checked<Vec<Reach>> {
+    let key = keys.name("attention.sliding_window_pattern");
+    let listed = keys.metadata.truths(&key)?;
+    let reach = |window| if window { Reach::Window } else { Reach::All };
+    if let Some(windows) = listed {
+        return Ok(windows.into_iter().map(reach).collect());
+    }
+    let period = keys
+        .size("attention.sliding_window_pattern")?
+        .unwrap_or(period);
+    Ok(ModelConfig::every_nth_sees_all(period, num_layers))
+}
+
+fn experts(keys: &Keys<'_>, sizes: &Sizes) -> Checked<Option<ExpertsConfig>> {
+    let count = keys.size("expert_count")?.unwrap_or(0);
+    if count == 0 && keys.architecture != "qwen3moe" {
+        return Ok(None);
+    }
+    if !["llama", "qwen3moe"].contains(&keys.architecture) {
+        let found = format!("{count}");
+        let problem = Problem::field(
+            format!("metadata '{}'", keys.name("expert_count")),
+            found,
+            "0",
+        );
+        return Err(problem.fix("mixtures of experts of this architecture are not supported"));
+    }
+    Ok(Some(ExpertsConfig {
+        count,
+        used: keys.needed("expert_used_count")?,
+        intermediate_size: keys
+            .size("expert_feed_forward_length")?
+            .unwrap_or(sizes.intermediate_size),
+        // Both do, and the file does not say it.
+        normalize: true,
+    }))
+}
+
+/// The keys of an architecture.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn size(&self, key: &str) -> Checked<Option<usize>> {
+        self.metadata.size(&self.name(key))
+    }
+
+    fn needed(&self, key: &str) -> Checked<usize> {
+        self.metadata
+            .required(&self.name(key), self.size(key), "a size")
+    }
+
+    fn number(&self, key: &str) -> Checked<Option<f32>> {
+        self.metadata.number(&self.name(key))
+    }
+
+    /// A soft cap, where 0 says that there is none.
+    fn softcap(&self, key: &str) -> Checked<Option<f32>> {
+        Ok(self.number(key)?.filter(|&cap| cap != 0.0))
+    }
+}
+
+fn head_dim(keys: &Keys<'_>, hidden_size: usize, num_heads: usize) -> Checked<usize> {
+    let Some(head_dim) = keys.size("attention.key_length")? else {
         if num_heads == 0 || !hidden_size.is_multiple_of(num_heads) {
             let expected = format!("a divisor of the hidden size {hidden_size}");
-            return Err(Problem::field(
-                "metadata 'llama.attention.head_count'",
-                num_heads,
-                expected,
-            ));
+            let field = format!("metadata '{}'", keys.name("attention.head_count"));
+            return Err(Problem::field(field, num_heads, expected));
         }
         return Ok(hidden_size / num_heads);
     };
-    let values = metadata
-        .size("llama.attention.value_length")?
-        .unwrap_or(head_dim);
+    let values = keys.size("attention.value_length")?.unwrap_or(head_dim);
     if values != head_dim {
-        let expected = format!("{head_dim}, as '{key}' says");
-        return Err(Problem::field(
-            "metadata 'llama.attention.value_length'",
-            values,
-            expected,
-        ));
+        let expected = format!(
+            "{head_dim}, as '{}' says",
+            keys.name("attention.key_length")
+        );
+        let field = format!("metadata '{}'", keys.name("attention.value_length"));
+        return Err(Problem::field(field, values, expected));
     }
     Ok(head_dim)
 }
 
 /// Rows of the embedding; where the file has a vocabulary, it must be as long.
 fn vocab_size(gguf: &Gguf) -> Checked<usize> {
-    let embedding = gguf.tensors.get("token_embd.weight");
+    let embedding = gguf.tensor("token_embd.weight");
     let rows = embedding.map(|info| info.rows).ok_or_else(|| {
         Problem::field("tensor 'token_embd.weight'", "none", "the embedding")
             .fix("the file is incomplete: fetch it again")
@@ -103,20 +264,22 @@ fn vocab_size(gguf: &Gguf) -> Checked<usize> {
     }
 }
 
-fn scaling(metadata: &Metadata, factors: Option<Vec<f32>>) -> Checked<RopeScaling> {
-    if let Some(factors) = factors {
-        return Ok(RopeScaling::Factors(factors));
-    }
-    let factor = metadata.number("llama.rope.scaling.factor")?.unwrap_or(1.0);
-    let key = "llama.rope.scaling.type";
-    match metadata.text(key)? {
+fn scaling(keys: &Keys<'_>) -> Checked<RopeScaling> {
+    let factor = keys.number("rope.scaling.factor")?.unwrap_or(1.0);
+    let key = keys.name("rope.scaling.type");
+    match keys.metadata.text(&key)? {
         None | Some("none") => Ok(RopeScaling::None),
         Some("linear") => Ok(RopeScaling::Linear { factor }),
+        Some("longrope") => {
+            let field = "tensors 'rope_factors_short.weight' and 'rope_factors_long.weight'";
+            let problem = Problem::field(field, "none", "the factors that 'longrope' stands for");
+            Err(problem.fix("the file is incomplete: fetch it again"))
+        }
         Some(other) => {
             let problem = Problem::field(
                 format!("metadata '{key}'"),
                 shown(other),
-                "'none' or 'linear'",
+                "'none', 'linear' or 'longrope'",
             );
             Err(problem.fix("this kind of rotary scaling is not supported"))
         }

@@ -6,16 +6,23 @@
 use super::value::{Array, Metadata, Value};
 use super::{DEFAULT_ALIGNMENT, MAGIC};
 use crate::error::{Checked, Problem, shown};
-use crate::tensors::{Place, TensorInfo, Tensors};
+use crate::tensors::{Place, TensorInfo};
 use plinth_kernels::Format;
 use std::collections::HashSet;
 use std::io::{BufReader, Read};
 
-/// A header that holds together.
-#[derive(Clone, Debug)]
+/// A header whose every part lies inside the file.
+#[derive(Debug)]
 pub(crate) struct Gguf {
     pub metadata: Metadata,
-    pub tensors: Tensors,
+    /// As the file has them: several tensors of a model may be one here.
+    pub tensors: Vec<TensorInfo>,
+}
+
+impl Gguf {
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.iter().find(|info| info.name == name)
+    }
 }
 
 /// Reads the header of a file of `file_len` bytes.
@@ -50,10 +57,7 @@ pub(crate) fn read(file: impl Read, file_len: u64) -> Checked<Gguf> {
     }
     let data = reader.position.next_multiple_of(alignment);
     place(&mut tensors, data, alignment, file_len)?;
-    Ok(Gguf {
-        metadata,
-        tensors: Tensors::new(tensors)?,
-    })
+    Ok(Gguf { metadata, tensors })
 }
 
 fn alignment(metadata: &Metadata) -> Checked<u64> {
@@ -305,30 +309,31 @@ impl<R: Read> Reader<R> {
         let format = format_of(self.u32(&field)?, &field)?;
         let offset = self.u64(&field)?;
         let (rows, cols, bytes) = sizes(dims, format, &field)?;
+        let place = Place {
+            file: 0,
+            offset,
+            bytes,
+        };
         Ok(TensorInfo {
-            name,
-            format,
-            rows,
-            cols,
-            place: Place {
-                file: 0,
-                offset,
-                bytes,
-            },
+            matrices: dims[2] as usize,
+            ..TensorInfo::new(name, format, rows, cols, place)
         })
     }
 }
 
-/// Rows, columns and bytes of a tensor, of which the first dimension lies side by side.
+/// Rows (of all matrices, where there are several), columns and bytes of a tensor, of which the first dimension lies side
+/// by side.
 fn sizes(dims: [u64; 4], format: Format, field: &str) -> Checked<(usize, usize, u64)> {
     let wrong = |expected: &str| Problem::field(field, format!("dimensions {dims:?}"), expected);
     if dims.contains(&0) {
         return Err(wrong("dimensions of at least 1"));
     }
-    if dims[2] != 1 || dims[3] != 1 {
-        return Err(wrong("a vector or a matrix"));
+    if dims[3] != 1 {
+        return Err(wrong("at most three of them"));
     }
-    let rows = usize::try_from(dims[1]).map_err(|_| wrong("dimensions that fit this machine"))?;
+    let rows = dims[1].checked_mul(dims[2]);
+    let rows = rows.and_then(|rows| usize::try_from(rows).ok());
+    let rows = rows.ok_or_else(|| wrong("dimensions that fit this machine"))?;
     let cols = usize::try_from(dims[0]).map_err(|_| wrong("dimensions that fit this machine"))?;
     let Some(row_bytes) = format.row_bytes(cols) else {
         return Err(wrong(&format!(

@@ -153,6 +153,25 @@ impl Metadata {
         })
     }
 
+    /// A list of truth values; none where the key holds no list at all.
+    pub fn truths(&self, key: &str) -> Checked<Option<Vec<bool>>> {
+        let Some(Value::Array(_)) = self.get(key) else {
+            return Ok(None);
+        };
+        self.typed(key, "a list of truth values", |value| match value {
+            Value::Array(Array::Other(_, list)) => list
+                .iter()
+                .map(|value| match *value {
+                    Value::Bool(truth) => Some(truth),
+                    _ => None,
+                })
+                .collect(),
+            // Older converters wrote them as integers.
+            Value::Array(Array::I32(list)) => Some(list.iter().map(|&n| n != 0).collect()),
+            _ => None,
+        })
+    }
+
     pub fn text(&self, key: &str) -> Checked<Option<&str>> {
         let Some(value) = self.get(key) else {
             return Ok(None);

@@ -14,8 +14,11 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Planned {
     pub name: String,
     pub format: Format,
+    /// Of all its matrices together.
     pub rows: usize,
     pub cols: usize,
+    /// Matrices of equal size, one behind the other: 1 unless it is a tensor of three dimensions.
+    pub matrices: usize,
 }
 
 impl Planned {
@@ -109,10 +112,10 @@ fn write_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Planned]) {
     let mut offset = 0;
     for tensor in tensors {
         write_text(out, &tensor.name);
-        let dims: &[usize] = if tensor.rows == 1 {
-            &[tensor.cols]
-        } else {
-            &[tensor.cols, tensor.rows]
+        let dims: &[usize] = match (tensor.matrices, tensor.rows) {
+            (1, 1) => &[tensor.cols],
+            (1, rows) => &[tensor.cols, rows],
+            (matrices, rows) => &[tensor.cols, rows / matrices, matrices],
         };
         out.extend((dims.len() as u32).to_le_bytes());
         dims.iter()

@@ -68,8 +68,9 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// Reads the tensors of one file, by their GGUF names. `number` is the file's place among those of the model.
-pub(super) fn read(mut file: &File, number: usize) -> Checked<Vec<TensorInfo>> {
+/// Reads the tensors of one file, by their GGUF names. `number` is the file's place among those of the model, and
+/// `post_norms` is as in `ModelConfig`.
+pub(super) fn read(mut file: &File, number: usize, post_norms: bool) -> Checked<Vec<TensorInfo>> {
     let file_len = file
         .metadata()
         .map_err(Problem::io("read its length"))?
@@ -108,7 +109,7 @@ pub(super) fn read(mut file: &File, number: usize) -> Checked<Vec<TensorInfo>> {
     for (name, entry) in header {
         // Old writers stored the rotary frequencies, which follow from the configuration.
         if name != "__metadata__" && !name.ends_with("rotary_emb.inv_freq") {
-            tensors.push(data.tensor(&name, entry)?);
+            tensors.push(data.tensor(&name, entry, post_norms)?);
         }
     }
     Ok(tensors)
@@ -122,7 +123,12 @@ struct Data {
 }
 
 impl Data {
-    fn tensor(&self, name: &str, entry: serde_json::Value) -> Checked<TensorInfo> {
+    fn tensor(
+        &self,
+        name: &str,
+        entry: serde_json::Value,
+        post_norms: bool,
+    ) -> Checked<TensorInfo> {
         let field = format!("tensor {}", shown(name));
         let entry: Entry = serde_json::from_value(entry).map_err(|error| {
             Problem::field(
@@ -146,14 +152,15 @@ impl Data {
                 ));
             }
         };
-        let (rows, cols) = match *entry.shape.as_slice() {
-            [cols] => (1, cols),
-            [rows, cols] => (rows, cols),
+        let (matrices, rows, cols) = match *entry.shape.as_slice() {
+            [cols] => (1, 1, cols),
+            [rows, cols] => (1, rows, cols),
+            [matrices, rows, cols] => (matrices, matrices.saturating_mul(rows), cols),
             _ => {
                 return Err(Problem::field(
                     &field,
                     format!("shape {:?}", entry.shape),
-                    "a vector or a matrix",
+                    "at most three dimensions",
                 ));
             }
         };
@@ -177,12 +184,8 @@ impl Data {
             return Err(Problem::field(&field, found, expected)
                 .fix("the file was cut off or is broken: fetch it again"));
         }
-        let gguf_name = names::to_gguf(name).ok_or_else(|| {
-            let problem = Problem::field(
-                &field,
-                "it in the file",
-                "only tensors of a Llama-family model",
-            );
+        let gguf_name = names::to_gguf(name, post_norms).ok_or_else(|| {
+            let problem = Problem::field(&field, "it in the file", "only tensors of such a model");
             problem.fix("the model is of an architecture that is not supported")
         })?;
         let place = Place {
@@ -191,11 +194,8 @@ impl Data {
             bytes: end - begin,
         };
         Ok(TensorInfo {
-            name: gguf_name,
-            format,
-            rows: rows as usize,
-            cols: cols as usize,
-            place,
+            matrices: matrices as usize,
+            ..TensorInfo::new(gguf_name, format, rows as usize, cols as usize, place)
         })
     }
 }

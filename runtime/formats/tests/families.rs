@@ -1,0 +1,253 @@
+//! Every family of models that is read, from both kinds of files: the tiny models of `tests/models/tiny`, whose folders
+//! transformers wrote and whose GGUF files llama.cpp's converter wrote.
+
+use plinth_formats::{
+    Activation, ExpertsConfig, ModelConfig, ModelFile, Reach, RopeKind, RopeLayout, RopeScaling,
+    convert, open,
+};
+use plinth_kernels::Format;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const FAMILIES: [&str; 9] = [
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "mistral",
+    "phi3",
+    "phi3_longrope",
+    "mixtral",
+    "qwen3_moe",
+];
+
+fn folder(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/models/tiny")
+        .join(family)
+}
+
+fn both(family: &str) -> (ModelFile, ModelFile) {
+    let folder = folder(family);
+    let gguf = open(&folder.join("model.gguf"));
+    (
+        open(&folder).expect("the folder opens"),
+        gguf.expect("the GGUF file opens"),
+    )
+}
+
+/// Tensors by name, with rows, columns and values. Queries and keys come in the layout of a folder.
+fn tensors(model: &ModelFile) -> BTreeMap<String, (usize, usize, Vec<f32>)> {
+    let interleaved = model.config().rope.layout == RopeLayout::Interleaved;
+    let kept = |name: &str| !name.starts_with("rope_f");
+    let read = |name: &str| model.read_f32(name).expect("it can be read");
+    model
+        .tensors()
+        .iter()
+        .filter(|info| kept(&info.name))
+        .map(|info| {
+            let mut values = read(&info.name);
+            if interleaved && (info.name.contains("attn_q.") || info.name.contains("attn_k.")) {
+                values = half_split(&values, info.cols, model.config().head_dim);
+            }
+            (info.name.clone(), (info.rows, info.cols, values))
+        })
+        .collect()
+}
+
+/// Rows 2i and 2i + 1 of a head become i and i + half a head.
+fn half_split(values: &[f32], cols: usize, head_dim: usize) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for (row, values) in values.chunks_exact(cols).enumerate() {
+        let (head, at) = (row / head_dim, row % head_dim);
+        let to = head * head_dim + at / 2 + (at % 2) * (head_dim / 2);
+        out[to * cols..(to + 1) * cols].copy_from_slice(values);
+    }
+    out
+}
+
+fn assert_same_tensors(first: &ModelFile, second: &ModelFile) {
+    let (first, second) = (tensors(first), tensors(second));
+    let names = |tensors: &BTreeMap<String, _>| tensors.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&first), names(&second));
+    for (name, tensor) in &first {
+        assert!(tensor == &second[name], "'{name}' differs");
+    }
+}
+
+/// The configuration without what the file formats say differently.
+fn comparable(config: &ModelConfig) -> ModelConfig {
+    let mut config = config.clone();
+    config.name = None;
+    config.rope.layout = RopeLayout::HalfSplit;
+    config
+}
+
+#[test]
+fn a_folder_and_a_gguf_file_are_the_same_model() {
+    for family in FAMILIES {
+        let (hf, gguf) = both(family);
+        assert_eq!(
+            comparable(hf.config()),
+            comparable(gguf.config()),
+            "{family}"
+        );
+        assert_eq!(hf.has_tied_head(), gguf.has_tied_head(), "{family}");
+        assert_eq!(hf.config().rope.layout, RopeLayout::HalfSplit);
+        let permuted = gguf.config().rope.layout == RopeLayout::Interleaved;
+        assert_eq!(permuted, gguf.config().architecture == "llama", "{family}");
+        assert_same_tensors(&hf, &gguf);
+    }
+}
+
+#[test]
+fn what_is_special_about_a_family_is_in_its_configuration() {
+    let config = |family: &str| both(family).0.config().clone();
+
+    let qwen2 = config("qwen2");
+    assert_eq!((qwen2.rope.base, qwen2.qk_norm), (1e6, false));
+    assert_eq!(qwen2.attention_scale, 1.0 / 8f32.sqrt());
+    assert_eq!((qwen2.embedding_scale, qwen2.rope_magnitude), (1.0, 1.0));
+    // The file has one, and says that it does not count.
+    assert_eq!(qwen2.sliding_window, None);
+
+    let qwen3 = config("qwen3");
+    assert_eq!((qwen3.qk_norm, qwen3.head_dim), (true, 16));
+
+    let mistral = config("mistral");
+    assert_eq!(mistral.architecture, "llama");
+    assert_eq!(mistral.sliding_window, Some(12));
+    assert_eq!(mistral.layer(1).window, Some(12));
+    assert_eq!(mistral.layer(1).rope, RopeKind::Main);
+
+    let gemma2 = config("gemma2");
+    assert_eq!(gemma2.reach, [Reach::Window, Reach::All]);
+    assert_eq!(gemma2.attention_softcap, Some(2.0));
+    assert_eq!(gemma2.final_softcap, Some(4.0));
+    assert_eq!(gemma2.attention_scale, 0.25);
+    assert_eq!((gemma2.qk_norm, gemma2.post_norms), (false, true));
+    assert_eq!(gemma2.layer(0).rope, RopeKind::Main);
+
+    let gemma3 = config("gemma3");
+    assert_eq!((gemma3.qk_norm, gemma3.post_norms), (true, true));
+    assert_eq!(gemma3.activation, Activation::GeluTanh);
+    assert_eq!(gemma3.embedding_scale, 32f32.sqrt());
+    assert_eq!(
+        (gemma3.attention_softcap, gemma3.final_softcap),
+        (None, Some(6.0))
+    );
+    let global: Vec<_> = (0..7)
+        .filter(|&layer| gemma3.layer(layer).window.is_none())
+        .collect();
+    assert_eq!(global, [5]);
+    assert_eq!(gemma3.layer(6).window, Some(8));
+    let rope = |layer: usize| gemma3.rope_of(gemma3.layer(layer).rope);
+    assert_eq!(
+        (rope(5).base, &rope(5).scaling),
+        (1e6, &RopeScaling::Linear { factor: 8.0 })
+    );
+    assert_eq!((rope(6).base, &rope(6).scaling), (1e4, &RopeScaling::None));
+
+    let long = config("phi3_longrope");
+    assert_eq!(long.rope.dims, 12);
+    let factors = long.long_rope.expect("it has other factors");
+    assert_eq!(factors.original_context, 16);
+    assert_eq!(factors.factors, [1.0, 1.5, 2.0, 2.5, 3.0, 4.0]);
+    let RopeScaling::Factors(short) = long.rope.scaling else {
+        panic!("the short ones are its scaling");
+    };
+    assert_eq!(short, [1.0, 1.05, 1.1, 1.2, 1.3, 1.4]);
+    // sqrt(1 + ln(64 / 16) / ln(16))
+    assert!((long.rope_magnitude - 1.5f32.sqrt()).abs() < 1e-6);
+
+    let experts = |count, used, intermediate_size| {
+        Some(ExpertsConfig {
+            count,
+            used,
+            intermediate_size,
+            normalize: true,
+        })
+    };
+    assert_eq!(config("mixtral").experts, experts(4, 2, 24));
+    assert_eq!(config("mixtral").architecture, "llama");
+    let qwen3_moe = config("qwen3_moe");
+    assert_eq!(qwen3_moe.experts, experts(8, 3, 16));
+    assert!(qwen3_moe.qk_norm);
+}
+
+#[test]
+fn fused_and_stacked_tensors_are_handed_out_in_parts() {
+    for family in ["mixtral", "qwen3_moe", "phi3"] {
+        for model in <[ModelFile; 2]>::from(both(family)) {
+            let shape = |name: &str| {
+                let info = model.tensor(name).expect(name);
+                (info.rows, info.cols)
+            };
+            match model.config().experts {
+                Some(experts) => {
+                    let last = experts.count - 1;
+                    let inner = experts.intermediate_size;
+                    assert_eq!(shape(&format!("blk.1.ffn_gate.{last}.weight")), (inner, 32));
+                    assert_eq!(shape(&format!("blk.1.ffn_down.{last}.weight")), (32, inner));
+                    assert_eq!(shape("blk.1.ffn_gate_inp.weight"), (experts.count, 32));
+                    assert!(model.facts().moe);
+                }
+                None => {
+                    assert_eq!(shape("blk.0.attn_q.weight"), (32, 32));
+                    assert_eq!(shape("blk.0.attn_v.weight"), (16, 32));
+                    assert_eq!(shape("blk.0.ffn_gate.weight"), (48, 32));
+                    assert_eq!(shape("blk.0.ffn_up.weight"), (48, 32));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_converted_folder_is_what_the_converter_of_llama_cpp_makes_of_it() {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    for family in FAMILIES {
+        let (hf, theirs) = both(family);
+        let path = work.path().join(format!("{family}.gguf"));
+        let converted = convert::convert(&hf, &path, Format::BF16, &|_, _| {});
+        converted.expect("it converts");
+        let ours = open(&path).expect("it opens");
+        let config = ModelConfig {
+            name: theirs.config().name.clone(),
+            ..ours.config().clone()
+        };
+        assert_eq!(&config, theirs.config(), "{family}");
+        assert_same_tensors(&ours, &theirs);
+        assert_eq!(
+            names_in(&path),
+            names_in(&folder(family).join("model.gguf")),
+            "{family}"
+        );
+    }
+}
+
+/// Names of tensors as they stand in a GGUF file, fused ones as one.
+fn names_in(path: &Path) -> Vec<String> {
+    let bytes = std::fs::read(path).expect("it can be read");
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"._".contains(byte);
+    let mut names: Vec<String> = bytes
+        .split(|byte| !is_name(byte))
+        .filter(|word| word.ends_with(b".weight") || word.ends_with(b".bias"))
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_requantised_gguf_file_keeps_its_family() {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    for family in FAMILIES {
+        let (_, gguf) = both(family);
+        let path = work.path().join(format!("{family}.gguf"));
+        convert::convert(&gguf, &path, Format::F32, &|_, _| {}).expect("it converts");
+        let again = open(&path).expect("it opens");
+        assert_eq!(again.config(), gguf.config(), "{family}");
+        assert_same_tensors(&again, &gguf);
+    }
+}
