@@ -2,28 +2,70 @@
 
 use regex_syntax::hir::{Class, HirKind};
 
-/// The general category `L`, as sorted ranges that do not touch.
-pub(super) struct Letters {
-    ranges: Vec<(char, char)>,
+/// A class of characters, as sorted ranges that do not touch.
+struct Set(Vec<(char, char)>);
+
+impl Set {
+    /// `pattern` is a constant: it parses, and to a class of characters.
+    fn new(pattern: &'static str) -> Self {
+        let class = match regex_syntax::parse(pattern).map(regex_syntax::hir::Hir::into_kind) {
+            Ok(HirKind::Class(Class::Unicode(class))) => class,
+            other => unreachable!("{pattern} is a class of characters, not {other:?}"),
+        };
+        Self(class.iter().map(|r| (r.start(), r.end())).collect())
+    }
+
+    fn contains(&self, c: char) -> bool {
+        let after = self.0.partition_point(|&(start, _)| start <= c);
+        after > 0 && self.0[after - 1].1 >= c
+    }
 }
+
+/// The general category `L`.
+pub(super) struct Letters(Set);
 
 impl Letters {
     pub(super) fn new() -> Self {
-        // The pattern is a constant: it parses, and to a class of characters.
-        let class = match regex_syntax::parse(r"\p{L}").map(regex_syntax::hir::Hir::into_kind) {
-            Ok(HirKind::Class(Class::Unicode(class))) => class,
-            other => unreachable!("\\p{{L}} is a class of characters, not {other:?}"),
-        };
-        let ranges = class.iter().map(|r| (r.start(), r.end())).collect();
-        Self { ranges }
+        Self(Set::new(r"\p{L}"))
     }
 
     pub(super) fn contains(&self, c: char) -> bool {
         if c.is_ascii() {
             return c.is_ascii_alphabetic();
         }
-        let after = self.ranges.partition_point(|&(start, _)| start <= c);
-        after > 0 && self.ranges[after - 1].1 >= c
+        self.0.contains(c)
+    }
+}
+
+/// Letters by where in a word they may stand if a word is a few capitals and then small letters. Letters without case,
+/// and marks, are of both kinds.
+pub(super) struct Cases {
+    leading: Set,
+    following: Set,
+}
+
+impl Cases {
+    pub(super) fn new() -> Self {
+        Self {
+            leading: Set::new(r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"),
+            following: Set::new(r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"),
+        }
+    }
+
+    /// `[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]`
+    pub(super) fn leads(&self, c: char) -> bool {
+        if c.is_ascii() {
+            return c.is_ascii_uppercase();
+        }
+        self.leading.contains(c)
+    }
+
+    /// `[\p{Ll}\p{Lm}\p{Lo}\p{M}]`
+    pub(super) fn follows(&self, c: char) -> bool {
+        if c.is_ascii() {
+            return c.is_ascii_lowercase();
+        }
+        self.following.contains(c)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Cuts text into words, which tokens do not cross. Each cutter does what a published regular expression says, by hand:
 //! no backtracking, so that no text takes long.
 
-use super::char_class::{Letters, is_number, is_space};
+use super::char_class::{Cases, Letters, is_number, is_space};
 use crate::error::TokenizerError;
 
 /// What a pre-tokenizer's name stands for.
@@ -22,6 +22,10 @@ enum Pattern {
     Gpt2,
     /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+`
     Llama3 { digits: usize },
+    /// `LEAD?UPPER*LOWER+ENDING|LEAD?UPPER+LOWER*ENDING|\p{N}{1,DIGITS}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+`
+    /// with `LEAD` = `[^\r\n\p{L}\p{N}]`, `UPPER` and `LOWER` as [`Cases`] has them, and `ENDING` =
+    /// `(?i:'s|'t|'re|'ve|'m|'ll|'d)?` or nothing.
+    Cased { digits: usize, endings: bool },
 }
 
 const GPT2: Rules = Rules {
@@ -47,7 +51,31 @@ const QWEN2: Rules = Rules {
     ..LLAMA3
 };
 
-const KNOWN: [(&str, Rules); 12] = [
+/// Llama 3's words without its merges: Phi 4 and others.
+const DBRX: Rules = Rules {
+    ignore_merges: false,
+    add_bos: false,
+    ..LLAMA3
+};
+const GPT4O: Rules = Rules {
+    pattern: Pattern::Cased {
+        digits: 3,
+        endings: true,
+    },
+    ..DBRX
+};
+const TEKKEN: Rules = Rules {
+    pattern: Pattern::Cased {
+        digits: 1,
+        endings: false,
+    },
+    ignore_merges: true,
+    add_bos: true,
+    ..GPT4O
+};
+
+/// Names as GGUF files have them, and what llama.cpp (release 11434, `src/llama-vocab.cpp`) does under each.
+const KNOWN: [(&str, Rules); 20] = [
     ("default", GPT2),
     ("gpt-2", GPT2),
     ("mpt", GPT2),
@@ -58,6 +86,14 @@ const KNOWN: [(&str, Rules); 12] = [
     ("refact", SMOLLM),
     ("llama-bpe", LLAMA3),
     ("llama3", LLAMA3),
+    ("llama-v3", LLAMA3),
+    ("falcon3", LLAMA3),
+    ("pixtral", LLAMA3),
+    ("dbrx", DBRX),
+    ("smaug-bpe", DBRX),
+    ("gpt-4o", GPT4O),
+    ("llama4", GPT4O),
+    ("tekken", TEKKEN),
     ("qwen2", QWEN2),
     ("deepseek-r1-qwen", QWEN2),
 ];
@@ -80,12 +116,16 @@ impl Rules {
 pub(super) struct PreTokenizer {
     rules: Rules,
     letters: Letters,
+    cases: Cases,
 }
 
 impl PreTokenizer {
     pub(super) fn new(rules: Rules) -> Self {
-        let letters = Letters::new();
-        Self { rules, letters }
+        Self {
+            rules,
+            letters: Letters::new(),
+            cases: Cases::new(),
+        }
     }
 
     /// Gives the words of `text` to `word`, in order; together they are the text.
@@ -109,6 +149,7 @@ impl PreTokenizer {
             let len = match self.rules.pattern {
                 Pattern::Gpt2 => self.gpt2(rest),
                 Pattern::Llama3 { digits } => self.llama3(rest, digits),
+                Pattern::Cased { digits, endings } => self.cased(rest, digits, endings),
             };
             word(&rest[..len]);
             rest = &rest[len..];
@@ -144,18 +185,66 @@ impl PreTokenizer {
         if letters > 0 {
             return lead + letters;
         }
+        self.no_word(text, digits, b"\r\n")
+    }
+
+    /// Length of the first word of a text that is not empty.
+    fn cased(&self, text: &str, digits: usize, endings: bool) -> usize {
+        let first = first_char(text);
+        let lead = match self.class(first) {
+            Class::Space | Class::Other if first != '\r' && first != '\n' => first.len_utf8(),
+            _ => 0,
+        };
+        // The lead is tried first, and left out where that gives no word: it may be a mark, which is part of one.
+        let with = |word: &dyn Fn(&str) -> usize| {
+            [lead, 0]
+                .into_iter()
+                .find_map(|lead| match word(&text[lead..]) {
+                    0 => None,
+                    len => Some(lead + len),
+                })
+        };
+        let word = with(&|text| self.to_lower(text)).or_else(|| with(&|text| self.to_upper(text)));
+        let Some(word) = word else {
+            return self.no_word(text, digits, b"\r\n/");
+        };
+        match endings {
+            true => word + contraction(&text[word..], true).unwrap_or(0),
+            false => word,
+        }
+    }
+
+    /// Length of `UPPER*LOWER+`, 0 for none.
+    fn to_lower(&self, text: &str) -> usize {
+        let upper = prefix(text, |c| self.cases.leads(c));
+        let lower = prefix(&text[upper..], |c| self.cases.follows(c));
+        if lower > 0 {
+            return upper + lower;
+        }
+        // What is of both kinds can end the word as well: the last such character does.
+        let both = |&(_, c): &(usize, char)| self.cases.follows(c);
+        let last = text[..upper].char_indices().rev().find(both);
+        last.map_or(0, |(at, c)| at + c.len_utf8())
+    }
+
+    /// Length of `UPPER+LOWER*`, 0 for none, of a text that has no `UPPER*LOWER+`: nothing of `LOWER` follows.
+    fn to_upper(&self, text: &str) -> usize {
+        prefix(text, |c| self.cases.leads(c))
+    }
+
+    /// Length of what is at the start of a text that is not empty, where there are no letters: numbers; anything else,
+    /// with the bytes of `tail` that follow; white space.
+    fn no_word(&self, text: &str, digits: usize, tail: &[u8]) -> usize {
         let numbers = self.run(text, Class::Number, digits);
         if numbers > 0 {
             return numbers;
         }
-        let start = usize::from(first == ' ');
+        let start = usize::from(text.starts_with(' '));
         let others = self.run(&text[start..], Class::Other, usize::MAX);
         if others > 0 {
             let end = start + others;
-            let breaks = text[end..]
-                .bytes()
-                .take_while(|b| matches!(b, b'\r' | b'\n'));
-            return end + breaks.count();
+            let after = text[end..].bytes().take_while(|byte| tail.contains(byte));
+            return end + after.count();
         }
         let run = space_run(text);
         match text[..run].rfind(['\r', '\n']) {
@@ -235,6 +324,11 @@ fn space_run(text: &str) -> usize {
     text.find(|c| !is_space(c)).unwrap_or(text.len())
 }
 
+/// Bytes of the characters that `text` begins with and that are in a class.
+fn prefix(text: &str, is_in: impl Fn(char) -> bool) -> usize {
+    text.find(|c| !is_in(c)).unwrap_or(text.len())
+}
+
 fn first_char(text: &str) -> char {
     text.chars().next().unwrap_or('\0')
 }
@@ -247,9 +341,15 @@ mod tests {
     /// The expected words come from regular expressions, run by another library.
     #[test]
     fn cuts_where_the_regular_expressions_do() {
-        let fixture: Value =
-            serde_json::from_str(include_str!("../../tests/fixtures/bpe.json")).unwrap();
-        for name in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+        let bpe = include_str!("../../tests/fixtures/bpe.json");
+        check(bpe, &["gpt-2", "smollm", "llama-bpe", "qwen2"]);
+        let words = include_str!("../../tests/fixtures/words.json");
+        check(words, &["tekken", "gpt-4o"]);
+    }
+
+    fn check(fixture: &str, names: &[&str]) {
+        let fixture: Value = serde_json::from_str(fixture).unwrap();
+        for name in names {
             let pre_tokenizer = PreTokenizer::new(Rules::by_name(Some(name)).unwrap());
             for case in fixture["cases"].as_array().unwrap() {
                 let text = case["text"].as_str().unwrap();

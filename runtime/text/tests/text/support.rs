@@ -54,6 +54,24 @@ pub fn sentence_piece(add_space_prefix: bool) -> (Vocabulary, Value) {
     (vocabulary, fixture["cases"].clone())
 }
 
+/// Gemma 3's vocabulary, as far as the texts of its fixture touch it.
+pub fn gemma3() -> Vocabulary {
+    let fixture = fixture("gemma3.json");
+    let id = |name: &str| fixture[name].as_u64().map(|id| id as u32);
+    Vocabulary {
+        model: Algorithm::SentencePiece,
+        tokens: list(&fixture["tokens"]),
+        scores: list(&fixture["scores"]),
+        types: list(&fixture["types"]),
+        bos: id("bos"),
+        eos: id("eos"),
+        unk: id("unk"),
+        add_bos: Some(true),
+        add_space_prefix: Some(false),
+        ..Vocabulary::default()
+    }
+}
+
 pub fn smollm() -> Tokenizer {
     Tokenizer::from_vocabulary(bpe("smollm")).unwrap()
 }

@@ -1,4 +1,4 @@
-use crate::support::{all, bpe, bytes, fixture, list, sentence_piece, smollm};
+use crate::support::{all, bpe, bytes, fixture, gemma3, list, sentence_piece, smollm};
 use plinth_text::{Special, Tokenizer};
 use serde_json::{Value, json};
 
@@ -44,6 +44,24 @@ fn sentence_piece_equals_the_reference() {
             check_decoded(&tokenizer, case);
         }
     }
+}
+
+/// The vocabulary of Gemma 3, as far as the texts touch it: its runs of spaces and line breaks are tokens that are never
+/// cut, no space is put before a text, and what is rare becomes bytes.
+#[test]
+fn gemma_3_equals_the_reference() {
+    let fixture = fixture("gemma3.json");
+    let tokenizer = Tokenizer::from_vocabulary(gemma3()).unwrap();
+    for case in fixture["cases"].as_array().unwrap() {
+        check(&tokenizer, case, &case["ids"], Special::Plain);
+        let text = case["text"].as_str().unwrap();
+        let decoded = tokenizer.decode(&list(&case["ids"]), false);
+        // Written with U+2581, the vocabulary's own spelling of a space, a text comes back with spaces.
+        assert_eq!(decoded, text.replace('▁', " "));
+    }
+    assert!(tokenizer.adds_bos());
+    let turn = tokenizer.encode("<bos>", Special::Parse);
+    assert_eq!(turn, [tokenizer.bos().unwrap()]);
 }
 
 #[test]
