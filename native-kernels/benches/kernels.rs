@@ -3,14 +3,15 @@
 //! `cargo bench -p plinth-kernels -- [FILTER] [--threads N]` prints one line for each kernel of the catalogue that this
 //! CPU can run, format and shape whose text contains FILTER: median of the timed runs, spread between the tenth and the
 //! ninetieth percentile, and the rate that limits it (bytes of packed weights or of the cache read, or operations).
-//! Without `--bench` (as `cargo test` starts it) everything runs once at a small size.
+//! Without `--bench` (as `cargo test` starts it) everything runs once at a small size, and nothing is printed.
 
 use plinth_kernels::{
-    AttentionBatch, AttentionSequence, Format, KernelSet, KvCache, KvDtype, KvLayout, Rows,
-    RowsMut, Selection, Slot, Workers, catalog,
+    Attention, Buffer, Format, KernelSet, KvCache, KvDtype, KvLayout, Linear, MANY_ROWS, Matrix,
+    Output, Program, Selection, Sequence, Step, Weights, Workers, catalog,
 };
 use plinth_platform::facts::Kernel;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 struct Options {
@@ -40,39 +41,42 @@ fn main() {
         }
     }
     let workers = Workers::new(options.threads, &[]).expect("threads can be started");
-    println!("{} threads", workers.len());
+    if options.measure {
+        println!("{} threads", workers.len());
+    }
     copy(&options);
     matmul(&options, &workers);
     decode_step(&options, &workers);
     attention(&options, &workers);
 }
 
-/// Median and spread of a few hundred milliseconds of runs.
-fn time(options: &Options, mut run: impl FnMut()) -> [Duration; 3] {
+/// Median and spread of a few hundred milliseconds of runs: printed with the rates, in bytes and operations of a run.
+fn report(
+    options: &Options,
+    name: &str,
+    (bytes, operations): (usize, usize),
+    mut run: impl FnMut(),
+) {
     run();
+    if !options.measure {
+        return;
+    }
     let mut times = Vec::new();
     let begin = Instant::now();
-    while options.measure && begin.elapsed() < Duration::from_millis(400) && times.len() < 2000 {
+    while times.is_empty() || begin.elapsed() < Duration::from_millis(400) && times.len() < 2000 {
         let start = Instant::now();
         run();
-        times.push(start.elapsed());
+        times.push(start.elapsed().as_secs_f64());
     }
-    if times.is_empty() {
-        times.push(begin.elapsed());
-    }
-    times.sort();
+    times.sort_by(f64::total_cmp);
     let at = |percent: usize| times[(times.len() - 1) * percent / 100];
-    [at(50), at(10), at(90)]
-}
-
-fn report(name: &str, [median, low, high]: [Duration; 3], bytes: usize, operations: usize) {
-    let us = |d: Duration| d.as_secs_f64() * 1e6;
-    let rate = |n: usize| n as f64 / median.as_secs_f64() / 1e9;
+    let median = at(50);
+    let rate = |n: usize| n as f64 / median / 1e9;
     println!(
         "{name:<58} {:>10.1} us [{:.1}, {:.1}]  {:>6.1} GB/s  {:>7.1} Gop/s",
-        us(median),
-        us(low),
-        us(high),
+        median * 1e6,
+        at(10) * 1e6,
+        at(90) * 1e6,
         rate(bytes),
         rate(operations)
     );
@@ -86,18 +90,26 @@ fn copy(options: &Options) {
     }
     let size = if options.measure { 64 << 20 } else { 1 << 10 };
     let (from, mut to) = (vec![1u8; size], vec![0u8; size]);
-    let times = time(options, || {
+    report(options, name, (2 * size, 0), || {
         black_box(&mut to).copy_from_slice(black_box(&from))
     });
-    report(name, times, 2 * size, 0);
 }
 
+/// For many rows only?
+fn only_many(kernel: &Kernel) -> bool {
+    kernel.traits.iter().any(|t| t == "only:many-rows")
+}
+
+/// The best kernels of this CPU but for this one, for any number of rows or, if it is for many only, for those.
 fn bound(kernel: &Kernel) -> Option<KernelSet> {
     let mut selection = Selection::best();
+    let formats = kernel.formats.iter();
+    let by_format = formats.map(|f| (f.clone(), kernel.id.clone())).collect();
     match kernel.op.as_str() {
+        "matmul" if only_many(kernel) => selection.matmul_many = by_format,
         "matmul" => {
-            let formats = kernel.formats.iter();
-            selection.matmul = formats.map(|f| (f.clone(), kernel.id.clone())).collect();
+            selection.matmul = by_format;
+            selection.matmul_many = Vec::new();
         }
         "attention" => {
             selection.attention_decode = kernel.id.clone();
@@ -114,6 +126,97 @@ fn weights(format: Format, rows: usize, cols: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 31 % 59) as u8).collect()
 }
 
+fn pack(set: &KernelSet, workers: &Workers, format: Format, (n, k): (usize, usize)) -> Arc<Matrix> {
+    let matrix = set.pack(workers, format, n, k, &weights(format, n, k));
+    Arc::new(matrix.expect("it fits"))
+}
+
+/// Products, each of a buffer of its width, with some rows of numbers in it.
+fn products(matrices: &[Arc<Matrix>], m: usize) -> Program {
+    let mut program = Program::new();
+    let mut buffers: Vec<Buffer> = Vec::new();
+    let mut of_width = |program: &mut Program, width| {
+        let found = buffers.iter().find(|b| program.width(**b) == width);
+        found.copied().unwrap_or_else(|| {
+            let buffer = program.buffer(width);
+            fill(program, buffer, m, f32::sin);
+            buffers.push(buffer);
+            buffer
+        })
+    };
+    for matrix in matrices {
+        let from = of_width(&mut program, matrix.cols());
+        let to = program.buffer(matrix.rows());
+        let weights = Weights {
+            matrix: matrix.clone(),
+            bias: None,
+        };
+        program.linear(Linear {
+            from,
+            norm: None,
+            outputs: vec![Output::Store { weights, to }],
+        });
+    }
+    program
+}
+
+/// Fills the first rows of a buffer with a function of 0, 1, 2, ...
+fn fill(program: &mut Program, buffer: Buffer, rows: usize, f: fn(f32) -> f32) {
+    let width = program.width(buffer);
+    let mut to = program.rows_mut(buffer, rows);
+    for row in 0..rows {
+        let first = row * width;
+        let to = to.row_mut(row).iter_mut().enumerate();
+        to.for_each(|(i, x)| *x = f((first + i) as f32));
+    }
+}
+
+/// Runs one step of some rows.
+fn step(
+    program: &mut Program,
+    (set, workers): (&KernelSet, &Workers),
+    cache: &mut KvCache,
+    rows: &[u32],
+    sequences: &[Sequence<'_>],
+) {
+    let step = Step {
+        tokens: rows,
+        sequences,
+        wanted: &[],
+    };
+    program.run(set, workers, &step, cache, &mut |_, _| {});
+}
+
+/// Runs products for as many tokens as there are rows.
+fn report_products(
+    (options, workers): (&Options, &Workers),
+    name: &str,
+    set: &KernelSet,
+    matrices: &[Arc<Matrix>],
+    m: usize,
+) {
+    let mut program = products(matrices, m);
+    let mut cache = cache(1, 8, KvDtype::F32, 1);
+    let rows = vec![0; m];
+    let elements: usize = matrices.iter().map(|w| w.rows() * w.cols()).sum();
+    let bytes = matrices.iter().map(|w| w.bytes()).sum();
+    report(options, name, (bytes, 2 * m * elements), || {
+        step(&mut program, (set, workers), &mut cache, &rows, &[]);
+    });
+}
+
+fn cache(num_kv_heads: usize, head_dim: usize, dtype: KvDtype, num_blocks: usize) -> KvCache {
+    let layout = KvLayout {
+        layers: 1,
+        num_kv_heads,
+        head_dim,
+        block_size: 16,
+        num_blocks,
+        dtype,
+    };
+    KvCache::new(layout).expect("there is memory")
+}
+
 fn matmul(options: &Options, workers: &Workers) {
     let shapes: &[(usize, usize)] = if options.measure {
         &[
@@ -127,80 +230,59 @@ fn matmul(options: &Options, workers: &Workers) {
         &[(32, 256)]
     };
     let batches: &[usize] = if options.measure {
-        &[1, 2, 4, 8, 512]
+        &[1, 2, 4, 8, 16, 64, 512]
     } else {
-        &[1, 9]
+        &[1, 9, 17]
     };
     for kernel in catalog().iter().filter(|kernel| kernel.op == "matmul") {
         let Some(set) = bound(kernel) else { continue };
+        let least = if only_many(kernel) { MANY_ROWS } else { 1 };
         for format in Format::ALL {
             for &(n, k) in shapes {
                 for &m in batches {
                     let name = format!("{} {format} {m}x{n}x{k}", kernel.id);
                     let fits = kernel.formats.iter().any(|f| f == format.name())
                         && k % format.block_len() == 0
+                        && m >= least
                         && !(options.measure && m > 8 && n > 4096);
-                    if !fits || !name.contains(&options.filter) {
-                        continue;
+                    if fits && name.contains(&options.filter) {
+                        let w = [pack(&set, workers, format, (n, k))];
+                        report_products((options, workers), &name, &set, &w, m);
                     }
-                    let w = set
-                        .pack(workers, format, n, k, &weights(format, n, k))
-                        .expect("it fits");
-                    let x: Vec<f32> = (0..m * k).map(|i| (i as f32).sin()).collect();
-                    let mut out = vec![0.0; m * n];
-                    let times = time(options, || {
-                        let x = Rows::new(&x, m, k);
-                        set.matmul(workers, x, &w, None, RowsMut::new(&mut out, m, n));
-                    });
-                    report(&name, times, w.bytes(), 2 * m * n * k);
                 }
             }
         }
     }
 }
 
-/// All matrix products of one step of SmolLM2-135M: 30 layers and the head.
+/// All matrix products of one step of SmolLM2-135M, 30 layers and the head: by the integer kernels and, for many rows, by
+/// the best there are.
 fn decode_step(options: &Options, workers: &Workers) {
-    let layers = if options.measure { 30 } else { 1 };
-    for kernel in catalog()
-        .iter()
-        .filter(|kernel| kernel.id.ends_with("int8"))
-    {
-        let Some(set) = bound(kernel) else { continue };
-        for m in [1, 2, 4, 8, 32] {
-            let name = format!("{} step of 135M q4_1 with q8_0 head, {m} tokens", kernel.id);
+    let (layers, vocabulary) = if options.measure {
+        (30, 49152)
+    } else {
+        (1, 64)
+    };
+    let int8 = catalog().into_iter().filter(|k| k.id.ends_with("int8"));
+    let sets = int8.filter_map(|kernel| bound(&kernel).map(|set| (kernel.id, set)));
+    let best = KernelSet::bind(&Selection::best()).expect("the best of this CPU binds");
+    for (id, set) in sets.chain([("the best".to_owned(), best)]) {
+        for m in [1, 2, 4, 8, 32, 128] {
+            let name = format!("{id} step of 135M q4_1 with q8_0 head, {m} tokens");
             if !name.contains(&options.filter) {
                 continue;
             }
-            let pack = |format, n, k| {
-                set.pack(workers, format, n, k, &weights(format, n, k))
-                    .expect("it fits")
-            };
             let matrices: Vec<_> = (0..layers)
                 .flat_map(|_| [(960, 576), (576, 576), (3072, 576), (576, 1536)])
-                .map(|(n, k)| pack(Format::Q4_1, n, k))
-                .chain([pack(
-                    Format::Q8_0,
-                    if options.measure { 49152 } else { 64 },
-                    576,
-                )])
+                .map(|shape| pack(&set, workers, Format::Q4_1, shape))
+                .chain([pack(&set, workers, Format::Q8_0, (vocabulary, 576))])
                 .collect();
-            let x: Vec<f32> = (0..m * 1536).map(|i| (i as f32).sin()).collect();
-            let mut out = vec![0.0; m * 49152];
-            let times = time(options, || {
-                for w in &matrices {
-                    let x = Rows::new(&x[..m * w.cols()], m, w.cols());
-                    let out = RowsMut::new(&mut out[..m * w.rows()], m, w.rows());
-                    set.matmul(workers, x, w, None, out);
-                }
-            });
-            let elements: usize = matrices.iter().map(|w| w.rows() * w.cols()).sum();
-            let bytes = matrices.iter().map(|w| w.bytes()).sum();
-            report(&name, times, bytes, 2 * m * elements);
+            report_products((options, workers), &name, &set, &matrices, m);
         }
     }
 }
 
+/// Attention of a step, new keys and values written.
 fn attention(options: &Options, workers: &Workers) {
     let contexts: &[(usize, usize)] = if options.measure {
         &[(1, 512), (1, 4096), (512, 512)]
@@ -221,56 +303,59 @@ fn attention(options: &Options, workers: &Workers) {
                     continue;
                 }
                 let blocks: Vec<u32> = (0..context.div_ceil(16) as u32).collect();
-                let layout = KvLayout {
-                    layers: 1,
-                    num_kv_heads: kv_heads,
-                    head_dim,
-                    block_size: 16,
-                    num_blocks: blocks.len(),
-                    dtype,
-                };
-                let mut cache = KvCache::new(layout).expect("there is memory");
-                let kv: Vec<f32> = (0..context * kv_heads * head_dim)
-                    .map(|i| (i as f32).cos())
-                    .collect();
-                let kv = Rows::new(&kv, context, kv_heads * head_dim);
-                let slots: Vec<Slot> = (0..context as u32)
-                    .map(|t| Slot {
-                        block: t / 16,
-                        offset: t % 16,
-                    })
-                    .collect();
-                set.kv_write(workers, &mut cache, 0, kv, kv, &slots);
-                let q: Vec<f32> = (0..queries * heads * head_dim)
-                    .map(|i| (i as f32).sin())
-                    .collect();
-                let mut out = vec![0.0; q.len()];
-                let batch = AttentionBatch {
-                    sequences: &[AttentionSequence {
+                let mut cache = cache(kv_heads, head_dim, dtype, blocks.len());
+                let cache_bytes = blocks.len() * KvCache::block_bytes(cache.layout());
+                let mut program = attention_program(heads, kv_heads, head_dim, context);
+                let mut attend = |query_len: usize| {
+                    let sequence = Sequence {
                         query_start: 0,
-                        query_len: queries,
+                        query_len,
                         context_len: context,
                         block_table: &blocks,
-                    }],
-                    num_heads: heads,
-                    num_kv_heads: kv_heads,
-                    head_dim,
-                    scale: 0.125,
-                    window: None,
+                    };
+                    let rows = vec![0; query_len];
+                    let kernels = (&set, workers);
+                    step(&mut program, kernels, &mut cache, &rows, &[sequence]);
                 };
-                let times = time(options, || {
-                    let q = Rows::new(&q, queries, heads * head_dim);
-                    let out = RowsMut::new(&mut out, queries, heads * head_dim);
-                    set.attention(workers, &cache, 0, q, &batch, out);
-                });
+                attend(context);
                 let pairs = queries * context - queries * (queries - 1) / 2;
-                report(
-                    &name,
-                    times,
-                    blocks.len() * layout.block_bytes(),
-                    4 * pairs * heads * head_dim,
-                );
+                let operations = 4 * pairs * heads * head_dim;
+                report(options, &name, (cache_bytes, operations), || {
+                    attend(queries)
+                });
             }
         }
     }
+}
+
+/// Attention of up to `rows` rows of numbers.
+fn attention_program(
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    rows: usize,
+) -> Program {
+    let mut program = Program::new();
+    let (q, kv) = (num_heads * head_dim, num_kv_heads * head_dim);
+    let [query, key, value, out] = [q, kv, kv, q].map(|width| program.buffer(width));
+    fill(&mut program, query, rows, f32::sin);
+    fill(&mut program, key, rows, f32::cos);
+    fill(&mut program, value, rows, f32::cos);
+    program.attention(Attention {
+        layer: 0,
+        query,
+        key,
+        value,
+        out,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        scale: 0.125,
+        window: None,
+        soft_cap: None,
+        query_norm: None,
+        key_norm: None,
+        rope: None,
+    });
+    program
 }

@@ -2,7 +2,7 @@
 
 use crate::Format;
 use crate::catalog::catalog;
-use crate::cpu::isa::{Int8Isa, LaneIsa, missing_features, prefetch_distance};
+use crate::cpu::isa::{Int8Isa, LaneIsa, Streaming, TileIsa, missing_features, streaming};
 use plinth_platform::facts::Kernel;
 
 /// Which kernel serves which purpose, by id.
@@ -14,9 +14,17 @@ pub struct Selection {
     pub attention_decode: String,
     /// Weight format and the matrix multiplication for it, one entry for every format of the model.
     pub matmul: Vec<(String, String)>,
+    /// As `matmul`, for steps of [`MANY_ROWS`] and more; formats without an entry are multiplied as for fewer.
+    pub matmul_many: Vec<(String, String)>,
     /// Everything that goes over rows: norms, rotation, activation functions.
     pub elementwise: String,
 }
+
+/// Rows of a step from which on [`Selection::matmul_many`] serves.
+///
+/// Measured on a Xeon with AMX: widening a panel for the tiles costs as much as multiplying 32 rows with it; below 12
+/// rows the integer kernels, which read each panel once for eight rows, are ahead.
+pub const MANY_ROWS: usize = 12;
 
 impl Selection {
     /// The best kernels that this CPU can run, by rank, for every format. What the floor of a runtime would choose; for
@@ -26,26 +34,30 @@ impl Selection {
             .into_iter()
             .filter(|kernel| missing_features(kernel).is_empty())
             .collect();
-        let best = |op: &str, format: Option<&str>| {
+        let best = |op: &str, format: Option<Format>, what: &str| {
             let serves = |kernel: &&Kernel| {
-                kernel.op == op && format.is_none_or(|f| kernel.formats.iter().any(|g| g == f))
+                let named = |names: &[String], name| names.iter().any(|n| n == name);
+                kernel.op == op
+                    && format.is_none_or(|f| named(&kernel.formats, f.name()))
+                    && (op == "elementwise" || named(&kernel.traits, what))
             };
             let best = usable
                 .iter()
                 .filter(serves)
                 .max_by_key(|kernel| kernel.rank);
-            best.expect("there is a portable kernel for everything")
-                .id
-                .clone()
+            let best = best.expect("there is a portable kernel for everything");
+            best.id.clone()
+        };
+        let matmul = |what| {
+            let best = |f: &Format| (f.name().to_owned(), best("matmul", Some(*f), what));
+            Format::ALL.iter().map(best).collect()
         };
         Self {
-            attention_prefill: best("attention", None),
-            attention_decode: best("attention", None),
-            matmul: Format::ALL
-                .iter()
-                .map(|f| (f.name().to_owned(), best("matmul", Some(f.name()))))
-                .collect(),
-            elementwise: best("elementwise", None),
+            attention_prefill: best("attention", None, "prefill"),
+            attention_decode: best("attention", None, "decode"),
+            matmul: matmul("decode"),
+            matmul_many: matmul("prefill"),
+            elementwise: best("elementwise", None, ""),
         }
     }
 }
@@ -101,7 +113,11 @@ pub(crate) enum MatmulKernel {
     Float(LaneIsa),
     /// Activations as signed bytes.
     Int8(Int8Isa),
+    /// Everything as tiles of `bf16`.
+    Tiles(TileIsa),
 }
+
+type ByFormat = [Option<MatmulKernel>; Format::ALL.len()];
 
 /// A kernel for every purpose.
 #[derive(Clone, Copy, Debug)]
@@ -109,10 +125,12 @@ pub(crate) struct Bound {
     pub attention_prefill: LaneIsa,
     pub attention_decode: LaneIsa,
     /// By position in `Format::ALL`.
-    pub matmul: [Option<MatmulKernel>; Format::ALL.len()],
+    matmul: ByFormat,
+    /// For steps of many rows.
+    matmul_many: ByFormat,
     pub elementwise: LaneIsa,
-    /// Bytes ahead of their use at which matrix products ask for weights.
-    pub prefetch: usize,
+    /// How matrix products read weights.
+    pub streaming: Streaming,
 }
 
 impl Bound {
@@ -122,24 +140,14 @@ impl Bound {
             let kernel = find(&catalog, purpose, op, id)?;
             Ok(lane_isa(kernel))
         };
-        let mut matmul = [None; Format::ALL.len()];
-        for (name, id) in &selection.matmul {
-            let (index, format) = format_named(name)?;
-            let purpose = format!("matmul of {format}");
-            let kernel = find(&catalog, &purpose, "matmul", id)?;
-            if !kernel.formats.iter().any(|f| f == format.name()) {
-                return Err(BindError::Unsuitable {
-                    purpose,
-                    id: id.clone(),
-                    does: format!("multiplies {:?} only", kernel.formats),
-                });
+        let by_format = |choices: &[(String, String)]| -> Result<ByFormat, BindError> {
+            let mut kernels = [None; Format::ALL.len()];
+            for (name, id) in choices {
+                let (index, format) = format_named(name)?;
+                kernels[index] = Some(matmul_kernel(&catalog, format, id)?);
             }
-            matmul[index] = Some(if id.ends_with(".int8") {
-                MatmulKernel::Int8(int8_isa(kernel))
-            } else {
-                MatmulKernel::Float(lane_isa(kernel))
-            });
-        }
+            Ok(kernels)
+        };
         Ok(Self {
             attention_prefill: lanes(
                 "attention (prefill)",
@@ -151,11 +159,47 @@ impl Bound {
                 "attention",
                 &selection.attention_decode,
             )?,
-            matmul,
+            matmul: by_format(&selection.matmul)?,
+            matmul_many: by_format(&selection.matmul_many)?,
             elementwise: lanes("elementwise", "elementwise", &selection.elementwise)?,
-            prefetch: prefetch_distance(),
+            streaming: streaming(),
         })
     }
+}
+
+impl Bound {
+    /// Is there a kernel for this format?
+    pub fn multiplies(&self, format: Format) -> bool {
+        self.matmul[format as usize].is_some()
+    }
+
+    /// The kernel for this format and a step of `rows` rows.
+    ///
+    /// **Panics** if there is none.
+    pub fn matmul_of(&self, format: Format, rows: usize) -> MatmulKernel {
+        let few = self.matmul[format as usize];
+        let many = self.matmul_many[format as usize].filter(|_| rows >= MANY_ROWS);
+        many.or(few)
+            .expect("no matrix of a format without a kernel is packed")
+    }
+}
+
+fn matmul_kernel(catalog: &[Kernel], format: Format, id: &str) -> Result<MatmulKernel, BindError> {
+    let purpose = format!("matmul of {format}");
+    let kernel = find(catalog, &purpose, "matmul", id)?;
+    if !kernel.formats.iter().any(|f| f == format.name()) {
+        return Err(BindError::Unsuitable {
+            purpose,
+            id: id.to_owned(),
+            does: format!("multiplies {:?} only", kernel.formats),
+        });
+    }
+    let detected = match id.rsplit('.').next() {
+        Some("int8") => Int8Isa::detect(tier(kernel)).map(MatmulKernel::Int8),
+        Some("bf16") => TileIsa::detect(tier(kernel)).map(MatmulKernel::Tiles),
+        _ => LaneIsa::detect(tier(kernel)).map(MatmulKernel::Float),
+    };
+    Ok(detected.expect("the catalogue names what an instruction set needs"))
 }
 
 fn format_named(name: &str) -> Result<(usize, Format), BindError> {
@@ -207,10 +251,6 @@ fn lane_isa(kernel: &Kernel) -> LaneIsa {
     LaneIsa::detect(tier(kernel)).expect("the catalogue names what an instruction set needs")
 }
 
-fn int8_isa(kernel: &Kernel) -> Int8Isa {
-    Int8Isa::detect(tier(kernel)).expect("the catalogue names what an instruction set needs")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,7 +258,7 @@ mod tests {
     #[test]
     fn the_best_of_this_cpu_binds() {
         let bound = Bound::new(&Selection::best()).unwrap();
-        assert!(bound.matmul.iter().all(Option::is_some));
+        assert!(Format::ALL.iter().all(|format| bound.multiplies(*format)));
     }
 
     #[test]

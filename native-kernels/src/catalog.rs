@@ -51,6 +51,29 @@ const AVX512_VNNI: Tier = Tier {
     rank: 400,
 };
 
+#[cfg(target_arch = "x86_64")]
+const AMX: Tier = Tier {
+    name: "amx",
+    requires: &[
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_bf16",
+        "amx_tile",
+        "amx_bf16",
+    ],
+    rank: 500,
+};
+
+/// Tiers with tile registers, best first.
+const TILE_TIERS: &[Tier] = &[
+    #[cfg(target_arch = "x86_64")]
+    AMX,
+];
+
 /// Tiers with float lanes, best first.
 const LANE_TIERS: &[Tier] = &[
     #[cfg(target_arch = "x86_64")]
@@ -79,6 +102,7 @@ const INT8_TIERS: &[Tier] = &[
 /// | `matmul.float` | products with float weights, bit for bit the same in any batch |
 /// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
 /// | `matmul.dequant` | products with quantised weights dequantised exactly and float activations: for evaluation |
+/// | `matmul.bf16` | products in tiles of `bf16`, for steps of many rows |
 /// | `elementwise` | norms, rotation, activation functions |
 pub fn catalog() -> Vec<Kernel> {
     let lanes = LANE_TIERS.iter().flat_map(|tier| {
@@ -100,7 +124,17 @@ pub fn catalog() -> Vec<Kernel> {
         let traits = &["batch-invariant", "int8-activations"];
         matmul(tier, "int8", QUANTISED, tier.rank, traits)
     });
-    lanes.chain(int8).collect()
+    let tiles = TILE_TIERS.iter().map(|tier| {
+        // Who keeps weights as `f32` wants their digits.
+        let formats = [&FLOAT[1..], QUANTISED].concat();
+        let traits = names(&["bf16-activations", "many-rows", "only:many-rows", "prefill"]);
+        Kernel {
+            formats: names(&formats),
+            traits,
+            ..kernel(tier, "matmul", "matmul.bf16".to_owned(), tier.rank)
+        }
+    });
+    lanes.chain(int8).chain(tiles).collect()
 }
 
 fn attention(tier: &Tier) -> Kernel {
@@ -126,7 +160,7 @@ fn attention(tier: &Tier) -> Kernel {
 
 fn matmul(tier: &Tier, kind: &str, formats: &[&str], rank: u32, traits: &[&str]) -> Kernel {
     let mut traits = names(traits);
-    traits.extend(names(&["decode", "prefill"]));
+    traits.extend(names(&["decode", "many-rows", "prefill"]));
     Kernel {
         formats: names(formats),
         traits,

@@ -155,6 +155,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_format_is_its_place_among_all() {
+        for (n, format) in Format::ALL.into_iter().enumerate() {
+            assert_eq!(format as usize, n);
+        }
+    }
+
+    #[test]
     fn names_lead_back_to_their_format() {
         for format in Format::ALL {
             assert_eq!(Format::from_name(format.name()), Some(format));

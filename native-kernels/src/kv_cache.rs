@@ -5,14 +5,16 @@
 //! keys:   [kv head][tile of 16 tokens][head_dim][16]        a lane is a token: scores need no sum across lanes
 //! values: [kv head][tile of 16 tokens][16][padded head_dim] a lane is a dimension of the output
 //! ```
-//! Blocks are outermost, so a cache that is little used is little touched, and copying a block is one copy. The padding
-//! of values (head sizes that are no multiple of 16) stays zero.
+//! Blocks are outermost, so a cache that is little used is little touched. The padding of values (head sizes that are no
+//! multiple of 16) stays zero.
 
 use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::LANES;
-use crate::memory::{self, Region};
+use crate::memory::Region;
 use half::{bf16, f16};
+use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr::NonNull;
 use std::{fmt, io};
 
 /// Element type of the cache.
@@ -137,15 +139,6 @@ pub enum KvCacheError {
     },
 }
 
-/// Where a token's key and value go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Slot {
-    /// Block of the cache.
-    pub block: u32,
-    /// Token within the block.
-    pub offset: u32,
-}
-
 /// Keys and values of all layers in blocks. Untouched blocks cost no memory.
 pub struct KvCache {
     layout: KvLayout,
@@ -179,42 +172,94 @@ impl KvCache {
     pub fn layout(&self) -> &KvLayout {
         &self.layout
     }
+}
 
-    /// Copies block `from` over block `to`.
-    ///
-    /// **Panics** if there is no such block.
-    pub fn copy_block(&mut self, from: u32, to: u32) {
-        let (from, to) = (self.block_range(from), self.block_range(to));
-        self.region.copy_within(from, to.start);
+/// The elements of a cache that several workers write and read, in parts.
+pub(crate) struct KvCells<'a> {
+    start: NonNull<u8>,
+    len: usize,
+    layout: KvLayout,
+    lifetime: PhantomData<&'a mut KvCache>,
+}
+
+// SAFETY: stands for an exclusive borrow of numbers; every access is by an unsafe function whose caller promises that
+// there is no race.
+unsafe impl Sync for KvCells<'_> {}
+
+impl<'a> KvCells<'a> {
+    pub fn new(cache: &'a mut KvCache) -> Self {
+        Self {
+            layout: cache.layout,
+            len: cache.region.len(),
+            start: NonNull::from(&mut *cache.region).cast(),
+            lifetime: PhantomData,
+        }
     }
 
-    fn block_range(&self, block: u32) -> Range<usize> {
-        let (block, bytes) = (block as usize, self.layout.block_bytes());
-        assert!(
-            block < self.layout.num_blocks,
-            "block {block} of {}",
-            self.layout.num_blocks
-        );
-        block * bytes..(block + 1) * bytes
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
     }
 
     /// The elements of a layer, to read.
-    pub(crate) fn layer<E: FloatElement>(&self, layer: usize) -> KvLayer<'_, E> {
+    ///
+    /// # Safety
+    /// While what is returned lives, nobody writes a tile that is read through it.
+    pub unsafe fn layer<E: FloatElement>(&self, layer: usize) -> KvLayer<'_, E> {
         assert!(
             layer < self.layout.layers,
             "layer {layer} of {}",
             self.layout.layers
         );
         KvLayer {
-            elements: memory::cast(&self.region),
-            layout: self.layout,
+            cells: self,
             layer,
+            element: PhantomData,
         }
     }
 
-    /// All elements, to write.
-    pub(crate) fn elements_mut<E: FloatElement>(&mut self) -> &mut [E] {
-        memory::cast_mut(&mut self.region)
+    /// Keys of sixteen tokens: `[head_dim][16]`.
+    ///
+    /// **Panics** if there is no such tile.
+    #[inline(always)]
+    pub fn key_tile<E: FloatElement>(
+        &self,
+        layer: usize,
+        block: u32,
+        kv_head: usize,
+        tile: usize,
+    ) -> *mut [[E; LANES]] {
+        let first = key_tile(&self.layout, block, layer, kv_head, tile);
+        self.vectors(first, self.layout.head_dim)
+    }
+
+    /// Values of sixteen tokens: `[16][padded head_dim / 16]` vectors.
+    ///
+    /// **Panics** if there is no such tile.
+    #[inline(always)]
+    pub fn value_tile<E: FloatElement>(
+        &self,
+        layer: usize,
+        block: u32,
+        kv_head: usize,
+        tile: usize,
+    ) -> *mut [[E; LANES]] {
+        let first = value_tile(&self.layout, block, layer, kv_head, tile);
+        self.vectors(first, self.layout.head_dim.next_multiple_of(LANES))
+    }
+
+    /// `count` vectors from element `first` on: a pointer to memory of the cache, aligned for `E`.
+    #[inline(always)]
+    fn vectors<E: FloatElement>(&self, first: usize, count: usize) -> *mut [[E; LANES]] {
+        let bytes = size_of::<[E; LANES]>();
+        let (from, len) = (first * size_of::<E>(), count * bytes);
+        assert!(
+            from <= self.len && len <= self.len - from,
+            "{len} bytes from {from} on in a cache of {}",
+            self.len
+        );
+        // SAFETY: within the cache, as was just checked.
+        let start = unsafe { self.start.add(from) };
+        std::ptr::slice_from_raw_parts_mut(start.as_ptr().cast(), count)
     }
 }
 
@@ -226,38 +271,34 @@ impl fmt::Debug for KvCache {
     }
 }
 
-/// Keys and values of one layer.
-#[derive(Clone, Copy)]
+/// Keys and values of one layer. Who made it promised that nobody writes the tiles that are read.
 pub(crate) struct KvLayer<'a, E> {
-    elements: &'a [E],
-    layout: KvLayout,
+    cells: &'a KvCells<'a>,
     layer: usize,
+    element: PhantomData<E>,
 }
 
 impl<'a, E: FloatElement> KvLayer<'a, E> {
     pub fn head_dim(&self) -> usize {
-        self.layout.head_dim
+        self.cells.layout.head_dim
     }
 
     pub fn tiles_per_block(&self) -> usize {
-        self.layout.block_size / LANES
+        self.cells.layout.block_size / LANES
     }
 
     /// Keys of sixteen tokens: `[head_dim][16]`.
     #[inline(always)]
     pub fn keys(&self, block: u32, kv_head: usize, tile: usize) -> &'a [[E; LANES]] {
-        let first = key_tile(&self.layout, block, self.layer, kv_head, tile);
-        let elements = &self.elements[first..][..LANES * self.layout.head_dim];
-        elements.as_chunks().0
+        // SAFETY: any bytes of the cache are values of `E`, and nobody writes these (see the type).
+        unsafe { &*self.cells.key_tile(self.layer, block, kv_head, tile) }
     }
 
     /// Values of sixteen tokens: `[16][padded head_dim / 16]` vectors.
     #[inline(always)]
     pub fn values(&self, block: u32, kv_head: usize, tile: usize) -> &'a [[E; LANES]] {
-        let first = value_tile(&self.layout, block, self.layer, kv_head, tile);
-        let width = self.layout.head_dim.next_multiple_of(LANES);
-        let elements = &self.elements[first..][..LANES * width];
-        elements.as_chunks().0
+        // SAFETY: as above.
+        unsafe { &*self.cells.value_tile(self.layer, block, kv_head, tile) }
     }
 }
 
@@ -339,18 +380,6 @@ mod tests {
         assert_eq!(ranges[0].0, 0);
         assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0));
         assert_eq!(ranges.last().unwrap().1 * 2, 5 * layout.block_bytes());
-    }
-
-    #[test]
-    fn blocks_are_copied_whole() {
-        let mut cache = KvCache::new(layout()).unwrap();
-        let elements = cache.elements_mut::<f16>();
-        let len = elements.len() / 5;
-        elements[2 * len..3 * len].fill(f16::ONE);
-        cache.copy_block(2, 4);
-        let elements = cache.elements_mut::<f16>();
-        assert!(elements[4 * len..].iter().all(|&x| x == f16::ONE));
-        assert!(elements[3 * len..4 * len].iter().all(|&x| x == f16::ZERO));
     }
 
     #[test]

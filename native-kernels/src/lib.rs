@@ -8,14 +8,13 @@ mod catalog;
 
 mod bind;
 mod kernel_set;
-mod matmul;
 
 pub mod format;
 mod kv_cache;
-mod kv_write;
 mod matrix;
 mod quant;
 mod rope;
+mod step;
 
 mod memory;
 mod parallel;
@@ -25,12 +24,16 @@ mod workers;
 mod cpu;
 pub mod reference;
 
-pub use bind::{BindError, Selection};
+pub use bind::{BindError, MANY_ROWS, Selection};
 pub use catalog::catalog;
 pub use format::Format;
-pub use kernel_set::{AttentionBatch, AttentionSequence, KernelSet};
-pub use kv_cache::{KvCache, KvCacheError, KvDtype, KvLayout, Slot};
+pub use kernel_set::KernelSet;
+pub use kv_cache::{KvCache, KvCacheError, KvDtype, KvLayout};
 pub use matrix::{Matrix, PackError};
 pub use rope::{RopeLayout, RopeTable};
+pub use step::{
+    Activation, Attention, Buffer, Expert, LOGIT_ROWS, Linear, Mixture, Norm, Output, Program,
+    Sequence, Step, Weights,
+};
 pub use tensor::{Rows, RowsMut};
 pub use workers::Workers;

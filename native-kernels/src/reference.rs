@@ -28,6 +28,19 @@ pub fn silu_mul(gate: f32, up: f32) -> f64 {
     gate / (1.0 + (-gate).exp()) * f64::from(up)
 }
 
+/// `gate / 2 * (1 + tanh(sqrt(2 / pi) (gate + 0.044715 gate^3))) * up`.
+pub fn gelu_tanh_mul(gate: f32, up: f32) -> f64 {
+    let gate = f64::from(gate);
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
+    gate / 2.0 * (1.0 + inner.tanh()) * f64::from(up)
+}
+
+/// `cap * tanh(x / cap)`.
+pub fn soft_cap(x: f64, cap: f32) -> f64 {
+    let cap = f64::from(cap);
+    cap * (x / cap).tanh()
+}
+
 /// One head turned by the angles `position * frequencies[i]`.
 pub fn rope(x: &[f32], frequencies: &[f32], layout: RopeLayout, position: u32) -> Vec<f64> {
     let mut out: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
@@ -42,10 +55,20 @@ pub fn rope(x: &[f32], frequencies: &[f32], layout: RopeLayout, position: u32) -
     out
 }
 
-/// Softmax attention of one query over some keys; `keys` and `values` are rows of the query's length.
-pub fn attention(query: &[f32], keys: &[f32], values: &[f32], scale: f32) -> Vec<f64> {
+/// Softmax attention of one query over some keys, with scores capped softly if so wanted; `keys` and `values` are rows of
+/// the query's length.
+pub fn attention(
+    query: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    scale: f32,
+    cap: Option<f32>,
+) -> Vec<f64> {
     let scores: Vec<f64> = matmul(query, keys, query.len());
-    let scores = scores.iter().map(|s| s * f64::from(scale));
+    let scores = scores.iter().map(|s| {
+        let score = s * f64::from(scale);
+        cap.map_or(score, |cap| soft_cap(score, cap))
+    });
     let largest = scores.clone().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.map(|s| (s - largest).exp()).collect();
     let total: f64 = weights.iter().sum();

@@ -65,6 +65,14 @@ impl RopeTable {
         }
     }
 
+    /// The same angles, and what is turned becomes `magnitude` times as long.
+    pub fn magnified(mut self, magnitude: f32) -> Self {
+        if magnitude != 1.0 {
+            self.angles.iter_mut().for_each(|angle| *angle *= magnitude);
+        }
+        self
+    }
+
     /// Which elements turn together.
     pub fn layout(&self) -> RopeLayout {
         self.layout

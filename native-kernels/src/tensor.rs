@@ -199,6 +199,21 @@ impl<'a> RowsMut<'a> {
         }
     }
 
+    /// The elements of the view, to read.
+    ///
+    /// # Safety
+    /// While what is returned lives, nobody writes one of the elements.
+    pub(crate) unsafe fn read(&self) -> Rows<'_> {
+        let len = match self.rows {
+            0 => 0,
+            rows => (rows - 1) * self.stride + self.cols,
+        };
+        // SAFETY: the elements are valid (see the invariant), those between the rows belong to the same allocation, and
+        // the caller promises that nobody writes.
+        let data = unsafe { std::slice::from_raw_parts(self.data.as_ptr(), len) };
+        Rows::with_stride(data, self.rows, self.cols, self.stride)
+    }
+
     fn first_of(&self, row: usize) -> NonNull<f32> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         // SAFETY: the invariant of the view: row `row` begins there.

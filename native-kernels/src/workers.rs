@@ -1,13 +1,14 @@
 //! Threads that stay: one dispatch of chunked work costs well under a microsecond while they are awake.
 //!
-//! A job is a function and a number of chunks. Chunks are claimed one at a time from a counter, by the caller too, so a
-//! thread that the system has put aside delays nobody unless it holds a chunk. Idle threads spin for a short while (the
-//! next operation of the same step is about to come), then sleep. Measured elsewhere and the reason for this design:
+//! A job is a function and a list of phases, each a number of chunks. Chunks are claimed one at a time from a counter, by
+//! the caller too, and whoever finishes the last chunk of a phase publishes the next one: so a whole step of a model is
+//! one dispatch, and a thread that the system has put aside delays nobody unless it holds a chunk. Idle threads spin for
+//! a short while (the next phase is about to come), then sleep. Measured elsewhere and the reason for this design:
 //! spinning fork and join 0.3 µs, waking a sleeper 40 µs, a barrier over a descheduled thread 8 to 24 ms.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::{hint, io, ptr};
@@ -17,7 +18,8 @@ const SPINS: u32 = 4_000;
 /// Spins of the caller before it offers its CPU to a worker that may not be running.
 const CALLER_SPINS: u32 = 2_000;
 
-type Chunk<'a> = dyn Fn(usize, usize) + Sync + 'a;
+/// Called with the phase, the chunk and the worker.
+type Chunk<'a> = dyn Fn(usize, usize, usize) + Sync + 'a;
 
 /// A fixed set of threads for the kernels.
 pub struct Workers {
@@ -68,41 +70,57 @@ impl Workers {
 
     /// Calls `f(chunk, worker)` once for every chunk below `chunks` and returns when all have returned.
     ///
-    /// `worker` is below [`Workers::len`] and tells who runs the chunk, for statistics: it is no promise that two
-    /// chunks with the same number do not overlap. Calls from within a chunk, and calls while another thread's job
-    /// runs, are carried out by the calling thread alone.
+    /// As [`Workers::run_phases`] with one phase.
+    pub fn run(&self, chunks: usize, f: &(dyn Fn(usize, usize) + Sync)) {
+        let chunks = u32::try_from(chunks).expect("a job has fewer than 2^32 chunks");
+        self.run_phases(&[chunks], &|_, chunk, worker| f(chunk, worker));
+    }
+
+    /// Calls `f(phase, chunk, worker)` once for every chunk below `phases[phase]`, phase by phase: no chunk of a phase
+    /// begins before every chunk of those before it has returned, and what they wrote is seen.
     ///
-    /// **Panics** with the first panic of a chunk, after all chunks have ended.
-    pub fn run(&self, chunks: usize, f: &Chunk<'_>) {
-        let alone = |chunks| (0..chunks).for_each(|chunk| f(chunk, 0));
-        if chunks <= 1 || self.threads.is_empty() {
-            return alone(chunks);
+    /// `worker` is below [`Workers::len`]; chunks of one call that overlap in time have different ones. Calls from within
+    /// a chunk, and calls while another thread's job runs, are carried out by the calling thread alone.
+    ///
+    /// **Panics** with the first panic of a chunk, after all chunks of all phases have ended.
+    pub fn run_phases(&self, phases: &[u32], f: &Chunk<'_>) {
+        let alone = || {
+            for (phase, &chunks) in phases.iter().enumerate() {
+                (0..chunks as usize).for_each(|chunk| f(phase, chunk, 0));
+            }
+        };
+        let Some(first) = next_phase(phases, 0) else {
+            return;
+        };
+        if self.threads.is_empty() || phases.iter().all(|&chunks| chunks <= 1) {
+            return alone();
         }
         match self.dispatch.try_lock() {
-            Ok(guard) => self.dispatch(chunks, f, guard),
-            Err(_) => alone(chunks),
+            Ok(guard) => self.dispatch(Job { phases, f }, first, guard),
+            Err(_) => alone(),
         }
     }
 
-    fn dispatch(&self, chunks: usize, f: &Chunk<'_>, guard: MutexGuard<'_, ()>) {
+    fn dispatch(&self, job: Job<'_>, first: usize, guard: MutexGuard<'_, ()>) {
         let shared = &*self.shared;
-        let chunks = u32::try_from(chunks)
-            .ok()
-            .filter(|&chunks| chunks < u32::MAX)
-            .expect("a job has fewer than 2^32 - 1 chunks");
-        let job = Job { f };
-        shared.unfinished.store(chunks as usize, Ordering::Relaxed);
+        shared.done.store(false, Ordering::Relaxed);
         let published = ptr::from_ref(&job).cast_mut().cast();
         shared.job.store(published, Ordering::Relaxed);
-        shared.claims.store(claims(chunks, 0), Ordering::SeqCst);
-        shared.wake_sleepers();
-
-        while let Some(chunk) = shared.claim() {
-            // SAFETY: the chunk was claimed from the job that this call has published.
-            unsafe { shared.execute(chunk, 0) };
+        shared.publish(&job, first);
+        // The workers that hold a chunk read `job`: it may not go before the last phase is done.
+        let mut spins = 0;
+        while !shared.done.load(Ordering::Acquire) {
+            if let Some(chunk) = shared.claim() {
+                // SAFETY: the chunk was claimed from the job that this call has published.
+                unsafe { shared.execute(chunk, 0) };
+                spins = 0;
+            } else if spins < CALLER_SPINS {
+                spins += 1;
+                hint::spin_loop();
+            } else {
+                thread::yield_now();
+            }
         }
-        // The workers that still hold a chunk read `job` and `f`: neither may go before they are done.
-        shared.wait_until_finished();
         let panic = lock(&shared.panic).take();
         drop(guard);
         if let Some(panic) = panic {
@@ -150,23 +168,33 @@ impl std::fmt::Debug for Workers {
     }
 }
 
-/// What a published job consists of; it lives on the stack of the caller of `run`.
+/// What a published job consists of; it lives on the stack of the caller of `run_phases`.
+#[derive(Clone, Copy)]
 struct Job<'a> {
+    phases: &'a [u32],
     f: &'a Chunk<'a>,
+}
+
+/// The first phase from `from` on that has chunks.
+fn next_phase(phases: &[u32], from: usize) -> Option<usize> {
+    (from..phases.len()).find(|&phase| phases[phase] > 0)
 }
 
 /// What the threads share.
 ///
 /// **Invariant:** between a successful `claim` and the `unfinished` count going down for it, `job` points to a live
-/// `Job`. A claim succeeds only while `next < chunks`, which holds only after a job was published; its publisher does
-/// not return before `unfinished` is zero, and the next job is not published before that. So the order is: claim, then
-/// read `job`. What a thread read before it claimed proves nothing, and nothing is read before.
+/// `Job` and `phase` is the phase of the claimed chunk. A claim succeeds only while `next < chunks`, which holds only
+/// after a phase was published; the next one is published when `unfinished` is zero, and the publisher of the job does
+/// not return before `done`, which is set when there is none. So the order is: claim, then read `job` and `phase`. What
+/// a thread read before it claimed proves nothing, and nothing is read before.
 #[derive(Default)]
 struct Shared {
     /// Number of chunks in the upper half, next chunk to claim in the lower.
     claims: AtomicU64,
     job: AtomicPtr<()>,
+    phase: AtomicUsize,
     unfinished: AtomicUsize,
+    done: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicU32,
     asleep: Mutex<()>,
@@ -225,7 +253,16 @@ impl Shared {
         }
     }
 
-    /// Runs a claimed chunk and counts it as finished.
+    /// Makes the chunks of a phase available.
+    fn publish(&self, job: &Job<'_>, phase: usize) {
+        let chunks = job.phases[phase];
+        self.phase.store(phase, Ordering::Relaxed);
+        self.unfinished.store(chunks as usize, Ordering::Relaxed);
+        self.claims.store(claims(chunks, 0), Ordering::SeqCst);
+        self.wake_sleepers();
+    }
+
+    /// Runs a claimed chunk and counts it as finished; the last of a phase publishes the next phase.
     ///
     /// # Safety
     /// `chunk` comes from `claim` and is executed once.
@@ -233,21 +270,17 @@ impl Shared {
         let job = self.job.load(Ordering::Relaxed).cast::<Job<'_>>();
         // SAFETY: the chunk is claimed and not finished, so the job lives (see the invariant); the claim acquired what
         // its publisher had written.
-        let f = unsafe { (*job).f };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(chunk, worker))) {
+        let Job { phases, f } = *unsafe { &*job };
+        let phase = self.phase.load(Ordering::Relaxed);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(phase, chunk, worker))) {
             lock(&self.panic).get_or_insert(panic);
         }
-        self.unfinished.fetch_sub(1, Ordering::Release);
-    }
-
-    fn wait_until_finished(&self) {
-        let mut spins = 0;
-        while self.unfinished.load(Ordering::Acquire) != 0 {
-            if spins < CALLER_SPINS {
-                spins += 1;
-                hint::spin_loop();
-            } else {
-                thread::yield_now();
+        // Acquires what the other chunks have written, for whoever claims from the phase that is published next.
+        if self.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // The job lives on: its caller waits for `done`, which only this thread can set now.
+            match next_phase(phases, phase + 1) {
+                Some(next) => self.publish(&Job { phases, f }, next),
+                None => self.done.store(true, Ordering::Release),
             }
         }
     }
@@ -307,7 +340,6 @@ fn pin_to(_: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
 
     #[test]
     fn every_chunk_runs_once() {
@@ -320,6 +352,35 @@ mod tests {
             });
             assert!(counts.iter().all(|n| n.load(Ordering::Relaxed) == 1));
         }
+    }
+
+    #[test]
+    fn a_phase_sees_what_the_phases_before_it_wrote() {
+        let workers = Workers::new(3, &[]).unwrap();
+        let phases = [4, 0, 1, 7, 0, 3];
+        for _ in 0..2000 {
+            let finished: Vec<_> = phases.iter().map(|_| AtomicU32::new(0)).collect();
+            workers.run_phases(&phases, &|phase, chunk, _| {
+                assert!((chunk as u32) < phases[phase]);
+                for before in 0..phase {
+                    assert_eq!(finished[before].load(Ordering::Relaxed), phases[before]);
+                }
+                finished[phase].fetch_add(1, Ordering::Relaxed);
+            });
+            let finished: Vec<_> = finished.into_iter().map(AtomicU32::into_inner).collect();
+            assert_eq!(finished, phases);
+        }
+    }
+
+    #[test]
+    fn chunks_that_overlap_have_different_workers() {
+        let workers = Workers::new(4, &[]).unwrap();
+        let busy: Vec<_> = (0..4).map(|_| AtomicBool::new(false)).collect();
+        workers.run_phases(&[64; 20], &|_, _, worker| {
+            assert!(!busy[worker].swap(true, Ordering::Acquire));
+            thread::yield_now();
+            busy[worker].store(false, Ordering::Release);
+        });
     }
 
     #[test]

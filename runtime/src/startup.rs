@@ -221,12 +221,14 @@ fn selection(choices: &KernelChoices) -> Selection {
         attention_prefill,
         attention_decode,
         matmul,
+        matmul_many,
         elementwise,
     } = choices.clone();
     Selection {
         attention_prefill,
         attention_decode,
         matmul,
+        matmul_many,
         elementwise,
     }
 }

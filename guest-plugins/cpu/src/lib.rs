@@ -15,7 +15,8 @@ const ENV: [&str; 3] = [
 ];
 
 /// Vector units by the feature that sets each apart, widest first.
-const UNITS: [(&str, &str); 3] = [
+const UNITS: [(&str, &str); 4] = [
+    ("amx_tile", "AMX tiles"),
     ("avx512_vnni", "AVX-512 with VNNI"),
     ("avx512f", "AVX-512"),
     ("avx2", "AVX2 with FMA and F16C"),

@@ -242,8 +242,9 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn prefetch<T>(self, from: &T, bytes: usize) {
         let at = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);
-        // A prefetch of any address, mapped or not, is without effect but on caches.
-        avx512!(_mm_prefetch::<_MM_HINT_T0>(at));
+        // A prefetch of any address, mapped or not, is without effect but on caches. Into the second level: the first has
+        // too few buffers to keep as many lines on their way as memory is far.
+        avx512!(_mm_prefetch::<_MM_HINT_T1>(at));
     }
 }
 

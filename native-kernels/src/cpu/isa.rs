@@ -1,9 +1,12 @@
 //! Which instructions a kernel runs on: chosen once, when the kernels are bound, from what the CPU really has.
 
 #[cfg(target_arch = "x86_64")]
+use super::amx::{self, Amx};
+#[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{Avx512, Avx512Vnni};
+use super::generic::tile_matmul::{PairKernel, TileKernel};
 use super::portable::Portable;
 use super::vector::{Int8, Int8Kernel, LaneKernel, Lanes};
 use plinth_platform::facts::Kernel;
@@ -89,17 +92,6 @@ impl Int8Isa {
         }
     }
 
-    /// The float lanes that go with it.
-    pub fn lanes(self) -> LaneIsa {
-        match self {
-            Int8Isa::Portable(int8) => LaneIsa::Portable(int8.lanes()),
-            #[cfg(target_arch = "x86_64")]
-            Int8Isa::Avx2(int8) => LaneIsa::Avx2(int8.lanes()),
-            #[cfg(target_arch = "x86_64")]
-            Int8Isa::Avx512Vnni(int8) => LaneIsa::Avx512(int8.lanes()),
-        }
-    }
-
     /// Largest group of rows in a quantised matrix product.
     pub fn rows(self) -> usize {
         struct Rows;
@@ -110,6 +102,40 @@ impl Int8Isa {
             }
         }
         self.run(Rows)
+    }
+}
+
+/// Instruction sets with tile registers. Holding a value proves that the CPU has it and the system allows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum TileIsa {
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
+}
+
+impl TileIsa {
+    /// The instruction set of that name in the catalogue, if this CPU has it.
+    pub fn detect(name: &str) -> Option<Self> {
+        match name {
+            #[cfg(target_arch = "x86_64")]
+            "amx" => Amx::detect().map(TileIsa::Amx),
+            _ => None,
+        }
+    }
+
+    /// Runs the kernel, compiled for this instruction set.
+    pub fn run<K: TileKernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileIsa::Amx(unit) => unit.run(kernel),
+        }
+    }
+
+    /// Runs a kernel that only writes tiles of weights.
+    pub fn widen<K: PairKernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileIsa::Amx(unit) => unit.widen(kernel),
+        }
     }
 }
 
@@ -131,6 +157,9 @@ fn has(feature: &str) -> bool {
         "avx512bw" => is_x86_feature_detected!("avx512bw"),
         "avx512vl" => is_x86_feature_detected!("avx512vl"),
         "avx512_vnni" => is_x86_feature_detected!("avx512vnni"),
+        "avx512_bf16" => is_x86_feature_detected!("avx512bf16"),
+        // The one without the other, or without the system's leave, is of no use.
+        "amx_tile" | "amx_bf16" => amx::usable(),
         _ => false,
     }
 }
@@ -140,25 +169,44 @@ fn has(_: &str) -> bool {
     false
 }
 
-/// Bytes ahead of their use at which streamed weights are asked for.
+/// How weights are streamed from memory by products of few rows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streaming {
+    /// Bytes ahead of their use at which weights are asked for.
+    pub ahead: usize,
+    /// Runs of panels that are read side by side: 1, 2 or 4.
+    pub streams: usize,
+}
+
+/// What suits this CPU.
 ///
-/// Measured, one thread. On a Xeon (Sapphire Rapids class) a core reads 17 GB/s without a prefetch and 19 to 26 GB/s
-/// with one 1 KiB ahead. On an EPYC (Zen 4) the products of one row with 97 MB of `q4_1` weights took 6.4 ms without, 3.2
-/// to 3.4 ms at 64 to 320 bytes, 3.6 to 4.2 ms at 640 bytes and more. To repeat: return another number here, then
-/// `cargo bench -p plinth-kernels -- "head, 1 tokens" --threads 1`.
+/// Measured, one thread. A Xeon (Sapphire and Emerald Rapids) reads 13 GB/s as one stream, 18 GB/s as four with a prefetch
+/// into the second-level cache 2 KiB ahead: its first-level cache has too few buffers to wait for memory. On an EPYC
+/// (Zen 4) the products of one row with 97 MB of `q4_1` weights took 6.4 ms without a prefetch, 3.2 to 3.4 ms at 64 to
+/// 320 bytes, 3.6 to 4.2 ms at 640 bytes and more; panels side by side were slower (5.2 ms for two, 3.5 to 5.3 ms for
+/// four). To repeat: return other numbers here, then `cargo bench -p plinth-kernels -- "head, 1 tokens" --threads 1`.
 #[cfg(target_arch = "x86_64")]
-pub(crate) fn prefetch_distance() -> usize {
+pub(crate) fn streaming() -> Streaming {
     let vendor = std::arch::x86_64::__cpuid(0);
     let intel = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
     if [vendor.ebx, vendor.edx, vendor.ecx] == intel {
-        1 << 10
+        Streaming {
+            ahead: 2 << 10,
+            streams: 4,
+        }
     } else {
-        256
+        Streaming {
+            ahead: 256,
+            streams: 1,
+        }
     }
 }
 
-/// Bytes ahead of their use at which streamed weights are asked for. The portable lanes do not ask.
+/// What suits any CPU. The portable lanes do not ask ahead.
 #[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn prefetch_distance() -> usize {
-    256
+pub(crate) fn streaming() -> Streaming {
+    Streaming {
+        ahead: 256,
+        streams: 1,
+    }
 }

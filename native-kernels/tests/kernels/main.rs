@@ -2,7 +2,9 @@
 
 mod attention;
 mod elementwise;
+mod linear;
 mod matmul;
+mod steps;
 mod support;
 
 use std::io::Write;

@@ -1,8 +1,9 @@
 //! Matrix products: error bounds, batch invariance, and the same bits on every instruction set.
 
-use crate::support::{Random, bits, runnable};
-use plinth_kernels::{Format, KernelSet, Rows, RowsMut, Workers, reference};
-use plinth_platform::facts::Kernel;
+use crate::support::{Besides, Random, bits, formats, multiply, products, runnable};
+use plinth_kernels::{Format, KernelSet, MANY_ROWS, Matrix, Selection, Workers, reference};
+use std::ops::Range;
+use std::sync::Arc;
 
 /// Half the distance from 1 to the next `f32`: the relative error of one rounding.
 const ROUNDING: f64 = 1.0 / (1u64 << 24) as f64;
@@ -34,30 +35,33 @@ impl Case {
         weights
     }
 
-    fn run(&self, kernels: &KernelSet, workers: &Workers) -> Vec<f32> {
-        self.run_rows(kernels, workers, 0..self.m)
+    fn pack(&self, set: &KernelSet, workers: &Workers) -> Arc<Matrix> {
+        let w = set.pack(workers, self.format, self.n, self.k, &self.bytes);
+        Arc::new(w.unwrap())
     }
 
-    fn run_rows(
-        &self,
-        kernels: &KernelSet,
-        workers: &Workers,
-        rows: std::ops::Range<usize>,
-    ) -> Vec<f32> {
-        let w = kernels
-            .pack(workers, self.format, self.n, self.k, &self.bytes)
-            .unwrap();
-        let x = Rows::new(&self.x, self.m, self.k).slice(rows.clone());
-        let mut out = vec![f32::NAN; rows.len() * self.n];
-        let view = RowsMut::new(&mut out, rows.len(), self.n);
-        kernels.matmul(workers, x, &w, None, view);
-        out
+    fn run(&self, set: &KernelSet, workers: &Workers) -> Vec<f32> {
+        self.run_rows(set, workers, 0..self.m)
     }
-}
 
-fn formats(kernel: &Kernel) -> Vec<Format> {
-    let formats = kernel.formats.iter();
-    formats.map(|f| Format::from_name(f).unwrap()).collect()
+    fn run_rows(&self, set: &KernelSet, workers: &Workers, rows: Range<usize>) -> Vec<f32> {
+        let x = &self.x[rows.start * self.k..rows.end * self.k];
+        let w = self.pack(set, workers);
+        multiply(set, workers, (x, rows.len()), &w, &Besides::default())
+    }
+
+    /// Every output in double precision, and the sum of magnitudes that it is made of.
+    fn expected(&self) -> (Vec<f64>, Vec<f64>) {
+        let weights = self.weights();
+        if self.k == 0 {
+            return (vec![0.0; self.m * self.n], vec![0.0; self.m * self.n]);
+        }
+        let magnitudes = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x.abs()).collect() };
+        (
+            reference::matmul(&self.x, &weights, self.k),
+            reference::matmul(&magnitudes(&self.x), &magnitudes(&weights), self.k),
+        )
+    }
 }
 
 /// Odd numbers of outputs and rows, and inputs of one and several blocks.
@@ -68,7 +72,9 @@ fn shapes(format: Format) -> Vec<(usize, usize, usize)> {
         (2, 16, 2 * block),
         (3, 17, block),
         (7, 70, 3 * block),
+        (12, 18, block),
         (19, 33, 2 * block),
+        (40, 49, block),
     ];
     if format.is_float() {
         shapes.extend([(1, 5, 0), (1, 130, 7), (9, 40, 67), (16, 16, 16)]);
@@ -80,21 +86,12 @@ fn shapes(format: Format) -> Vec<(usize, usize, usize)> {
 fn float_kernels_stay_within_the_rounding_of_a_chain() {
     let workers = Workers::new(2, &[]).unwrap();
     let mut random = Random::new(1);
-    for (kernel, set) in runnable("matmul") {
-        if kernel.id.ends_with("int8") {
-            continue;
-        }
+    for (kernel, set) in products(&["float", "dequant"]) {
         for format in formats(&kernel) {
             for (m, n, k) in shapes(format) {
                 let case = Case::new(format, m, n, k, &mut random);
                 let out = case.run(&set, &workers);
-                let weights = case.weights();
-                if k == 0 {
-                    assert_eq!(out, vec![0.0; m * n]);
-                    continue;
-                }
-                let expected = reference::matmul(&case.x, &weights, k);
-                let size = reference::matmul(&magnitudes(&case.x), &magnitudes(&weights), k);
+                let (expected, size) = case.expected();
                 for (i, out) in out.iter().enumerate() {
                     // k fused multiply-adds, each rounded once (Higham, "Accuracy and Stability", section 3.1).
                     let bound = (k + 1) as f64 * ROUNDING * size[i];
@@ -115,10 +112,7 @@ fn float_kernels_stay_within_the_rounding_of_a_chain() {
 fn int8_kernels_are_exact_but_for_rounding() {
     let workers = Workers::new(2, &[]).unwrap();
     let mut random = Random::new(2);
-    for (kernel, set) in runnable("matmul") {
-        if !kernel.id.ends_with("int8") {
-            continue;
-        }
+    for (kernel, set) in products(&["int8"]) {
         for format in formats(&kernel) {
             for (m, n, k) in shapes(format) {
                 let mut case = Case::new(format, m, n, k, &mut random);
@@ -128,7 +122,7 @@ fn int8_kernels_are_exact_but_for_rounding() {
                 }
                 let out = case.run(&set, &workers);
                 let weights = case.weights();
-                let expected = reference::matmul(&case.x, &weights, k);
+                let (expected, _) = case.expected();
                 for (i, out) in out.iter().enumerate() {
                     let x = &case.x[i / n * k..][..k];
                     let w = &weights[i % n * k..][..k];
@@ -155,16 +149,13 @@ fn int8_kernels_are_exact_but_for_rounding() {
 fn int8_kernels_lose_at_most_half_a_step_of_the_activations() {
     let workers = Workers::new(1, &[]).unwrap();
     let mut random = Random::new(3);
-    for (kernel, set) in runnable("matmul") {
-        if !kernel.id.ends_with("int8") {
-            continue;
-        }
+    for (kernel, set) in products(&["int8"]) {
         for format in formats(&kernel) {
             let (m, n, k) = (3, 20, 512);
             let case = Case::new(format, m, n, k, &mut random);
             let out = case.run(&set, &workers);
             let weights = case.weights();
-            let expected = reference::matmul(&case.x, &weights, k);
+            let (expected, _) = case.expected();
             for (i, out) in out.iter().enumerate() {
                 let x = case.x[i / n * k..][..k].chunks_exact(32);
                 let w = weights[i % n * k..][..k].chunks_exact(32);
@@ -193,12 +184,12 @@ fn every_row_has_the_same_bits_in_any_batch_on_any_instruction_set() {
     let three = Workers::new(3, &[]).unwrap();
     let mut random = Random::new(4);
     for format in Format::ALL {
-        let (m, n, k) = (21, 150, 2 * format.block_len().max(24));
+        let (m, n, k) = (37, 150, 2 * format.block_len().max(24));
         let case = Case::new(format, m, n, k, &mut random);
         for kind in ["float", "dequant", "int8"] {
             let mut first: Option<Vec<u32>> = None;
-            for (kernel, set) in runnable("matmul") {
-                if !kernel.id.ends_with(kind) || !formats(&kernel).contains(&format) {
+            for (kernel, set) in products(&[kind]) {
+                if !formats(&kernel).contains(&format) {
                     continue;
                 }
                 let whole = bits(&case.run(&set, &three));
@@ -206,7 +197,7 @@ fn every_row_has_the_same_bits_in_any_batch_on_any_instruction_set() {
                 assert_eq!(&whole, expected, "{} {format}", kernel.id);
                 let mut row = 0;
                 while row < m {
-                    let rows = row..m.min(row + 1 + random.below(6));
+                    let rows = row..m.min(row + 1 + random.below(20));
                     let part = bits(&case.run_rows(&set, &alone, rows.clone()));
                     let expected = &whole[rows.start * n..rows.end * n];
                     assert_eq!(part, expected, "{} {format} rows {rows:?}", kernel.id);
@@ -217,71 +208,130 @@ fn every_row_has_the_same_bits_in_any_batch_on_any_instruction_set() {
     }
 }
 
+/// Activations to `bf16`, and weights that are not: `2^-8` for either. Then `k` sums, each of which rounds or cuts.
 #[test]
-fn bias_and_residual_are_added_once() {
+fn bf16_kernels_stay_within_the_rounding_of_their_operands() {
     let workers = Workers::new(2, &[]).unwrap();
-    let mut random = Random::new(5);
-    for (kernel, set) in runnable("matmul") {
+    let mut random = Random::new(8);
+    for (kernel, set) in products(&["bf16"]) {
         for format in formats(&kernel) {
-            let (m, n, k) = (3, 37, format.block_len().max(9));
+            let product = if format == Format::BF16 {
+                1.0 / 256.0
+            } else {
+                2f64.powf(-6.99)
+            };
+            let block = format.block_len();
+            let mut shapes = vec![
+                (12, 1, block),
+                (13, 17, block),
+                (16, 33, 2 * block),
+                (17, 70, 3 * block),
+                (33, 31, block),
+                (48, 65, 2 * block),
+                (70, 49, block),
+            ];
+            if format.is_float() {
+                shapes.extend([
+                    (12, 5, 0),
+                    (12, 130, 7),
+                    (31, 40, 67),
+                    (64, 16, 96),
+                    (15, 35, 33),
+                ]);
+            }
+            for (m, n, k) in shapes {
+                let case = Case::new(format, m, n, k, &mut random);
+                let out = case.run(&set, &workers);
+                let (expected, size) = case.expected();
+                for (i, out) in out.iter().enumerate() {
+                    let bound = (product + 2.0 * k as f64 * ROUNDING) * size[i];
+                    let error = (f64::from(*out) - expected[i]).abs();
+                    assert!(
+                        error <= bound,
+                        "{} {format} {m}x{n}x{k} at {i}: {error} > {bound}",
+                        kernel.id
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Not the bits of the kernel for few rows, but among many the same in any company.
+#[test]
+fn a_row_among_many_has_the_same_bits_in_any_batch_of_many() {
+    let alone = Workers::new(1, &[]).unwrap();
+    let three = Workers::new(3, &[]).unwrap();
+    let mut random = Random::new(9);
+    for (kernel, set) in products(&["bf16"]) {
+        for format in formats(&kernel) {
+            let (m, n, k) = (70, 150, 2 * format.block_len().max(24));
             let case = Case::new(format, m, n, k, &mut random);
-            let plain = case.run(&set, &workers);
-            let (bias, before) = (random.floats(n), random.floats(m * n));
-            let w = set.pack(&workers, format, n, k, &case.bytes).unwrap();
-            let x = Rows::new(&case.x, m, k);
-            let mut out = before.clone();
-            set.matmul_add(&workers, x, &w, Some(&bias), RowsMut::new(&mut out, m, n));
-            for (i, out) in out.iter().enumerate() {
-                assert_eq!(*out, before[i] + (plain[i] + bias[i % n]), "{}", kernel.id);
+            let whole = bits(&case.run(&set, &three));
+            for _ in 0..6 {
+                let rows = MANY_ROWS + random.below(m - MANY_ROWS);
+                let first = random.below(m - rows + 1);
+                let part = bits(&case.run_rows(&set, &alone, first..first + rows));
+                let expected = &whole[first * n..(first + rows) * n];
+                assert_eq!(part, expected, "{} {format} {rows} from {first}", kernel.id);
             }
         }
     }
 }
 
 #[test]
-fn strided_views_are_read_and_written_within_their_columns() {
-    let workers = Workers::new(2, &[]).unwrap();
-    let mut random = Random::new(6);
-    let (m, n, k) = (5, 18, 32);
-    for (kernel, set) in runnable("matmul") {
+fn many_rows_begin_where_they_are_said_to() {
+    let workers = Workers::new(1, &[]).unwrap();
+    let mut random = Random::new(10);
+    for (kernel, set) in products(&["bf16"]) {
         let format = formats(&kernel)[0];
-        let case = Case::new(format, m, n, k, &mut random);
-        let dense = case.run(&set, &workers);
-        let w = set.pack(&workers, format, n, k, &case.bytes).unwrap();
-        let (x_stride, out_stride) = (k + 3, n + 7);
-        let mut x = vec![f32::NAN; m * x_stride];
-        for row in 0..m {
-            x[row * x_stride..][..k].copy_from_slice(&case.x[row * k..][..k]);
-        }
-        let mut out = vec![7.0; m * out_stride];
-        let view = RowsMut::with_stride(&mut out, m, n, out_stride);
-        let x = Rows::with_stride(&x, m, k, x_stride);
-        set.matmul(&workers, x, &w, None, view);
-        for row in out.chunks_exact(out_stride).zip(dense.chunks_exact(n)) {
-            assert_eq!(bits(&row.0[..n]), bits(row.1), "{}", kernel.id);
-            assert_eq!(row.0[n..], [7.0; 7]);
-        }
+        let case = Case::new(format, MANY_ROWS, 40, 96, &mut random);
+        let many = case.run(&set, &workers);
+        let few_only = Selection {
+            matmul_many: Vec::new(),
+            ..Selection::best()
+        };
+        let few_only = case.run(&KernelSet::bind(&few_only).unwrap(), &workers);
+        assert_ne!(
+            bits(&many),
+            bits(&few_only),
+            "{}: it does not run",
+            kernel.id
+        );
+        let n = (MANY_ROWS - 1) * case.n;
+        let fewer = case.run_rows(&set, &workers, 0..MANY_ROWS - 1);
+        assert_eq!(bits(&fewer), bits(&few_only[..n]));
     }
 }
 
 #[test]
-fn an_embedded_row_is_the_dequantised_row() {
+fn bias_and_residual_are_added_once() {
     let workers = Workers::new(2, &[]).unwrap();
-    let mut random = Random::new(7);
-    let (_, set) = runnable("elementwise").remove(0);
-    for format in Format::ALL {
-        let (n, k) = (37, 2 * format.block_len());
-        let case = Case::new(format, 0, n, k, &mut random);
-        let weights = case.weights();
-        let Ok(w) = set.pack(&workers, format, n, k, &case.bytes) else {
-            panic!("{format} has a kernel");
-        };
-        let tokens = [36, 0, 16, 15, 0];
-        let mut out = vec![0.0; tokens.len() * k];
-        set.embed(&w, &tokens, RowsMut::new(&mut out, tokens.len(), k));
-        for (row, token) in out.chunks_exact(k).zip(tokens) {
-            let expected = &weights[token as usize * k..][..k];
-            assert_eq!(bits(row), bits(expected), "{format} token {token}");
+    let mut random = Random::new(5);
+    for (kernel, set) in runnable("matmul") {
+        for format in formats(&kernel) {
+            for m in [3, 21] {
+                let (n, k) = (37, format.block_len().max(9));
+                let case = Case::new(format, m, n, k, &mut random);
+                let plain = case.run(&set, &workers);
+                let (bias, before) = (random.floats(n), random.floats(m * n));
+                let w = case.pack(&set, &workers);
+                let run = |besides| multiply(&set, &workers, (&case.x, m), &w, &besides);
+                let biased = run(Besides {
+                    bias: Some(&bias),
+                    ..Besides::default()
+                });
+                let added = run(Besides {
+                    bias: Some(&bias),
+                    add_to: Some(&before),
+                    ..Besides::default()
+                });
+                for i in 0..m * n {
+                    let sum = plain[i] + bias[i % n];
+                    assert_eq!(biased[i], sum, "{} {format}", kernel.id);
+                    assert_eq!(added[i], before[i] + sum, "{} {format}", kernel.id);
+                }
+            }
         }
     }
 }
@@ -301,16 +351,29 @@ fn a_matrix_of_the_wrong_size_is_refused() {
     );
     assert!(refused(2, 33, 40).contains("None bytes"));
     assert!(refused(usize::MAX, 64, 40).contains("None bytes"));
-    let empty = set.pack(&workers, Format::Q4_1, 0, 32, &[]).unwrap();
-    set.matmul(
-        &workers,
-        Rows::new(&[0.0; 32], 1, 32),
-        &empty,
-        None,
-        RowsMut::new(&mut [], 1, 0),
-    );
 }
 
-fn magnitudes(x: &[f32]) -> Vec<f32> {
-    x.iter().map(|x| x.abs()).collect()
+#[test]
+fn a_matrix_without_outputs_makes_none() {
+    let workers = Workers::new(2, &[]).unwrap();
+    let (_, set) = runnable("elementwise").remove(0);
+    let empty = Arc::new(set.pack(&workers, Format::Q4_1, 0, 32, &[]).unwrap());
+    for m in [1, 12, 40] {
+        let x = vec![1.0; m * 32];
+        let out = multiply(&set, &workers, (&x, m), &empty, &Besides::default());
+        assert!(out.is_empty());
+    }
+}
+
+#[test]
+fn a_format_without_a_kernel_is_refused() {
+    let workers = Workers::new(1, &[]).unwrap();
+    let mut selection = Selection::best();
+    selection.matmul.retain(|(format, _)| format != "q4_1");
+    let set = KernelSet::bind(&selection).unwrap();
+    let refused = set.pack(&workers, Format::Q4_1, 1, 32, &[0; 20]);
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "no matmul kernel was chosen for q4_1; the plan must name one for every format of the model"
+    );
 }

@@ -1,7 +1,11 @@
-//! Random numbers that are the same on every run, and kernels by catalogue entry.
+//! Random numbers that are the same on every run, kernels by catalogue entry, and programs of one operation.
 
-use plinth_kernels::{BindError, Format, KernelSet, Selection, catalog};
+use plinth_kernels::{
+    BindError, Buffer, Format, KernelSet, KvCache, KvDtype, KvLayout, Linear, Matrix, Norm, Output,
+    Program, Selection, Step, Weights, Workers, catalog,
+};
 use plinth_platform::facts::Kernel;
+use std::sync::Arc;
 
 /// A small generator (Marsaglia's xorshift64*), so that a failure repeats.
 pub struct Random(u64);
@@ -57,7 +61,8 @@ impl Random {
     }
 }
 
-/// The best kernels of this CPU but for this one.
+/// The best kernels of this CPU but for this one, which serves few rows and many; one that is for many rows only serves
+/// those.
 pub fn bind(kernel: &Kernel) -> Result<KernelSet, BindError> {
     let mut selection = Selection::best();
     match kernel.op.as_str() {
@@ -66,7 +71,13 @@ pub fn bind(kernel: &Kernel) -> Result<KernelSet, BindError> {
             selection.attention_decode = kernel.id.clone();
         }
         "elementwise" => selection.elementwise = kernel.id.clone(),
-        _ => selection.matmul = with_id(kernel),
+        _ if kernel.traits.iter().any(|t| t == "only:many-rows") => {
+            selection.matmul_many = with_id(kernel);
+        }
+        _ => {
+            selection.matmul = with_id(kernel);
+            selection.matmul_many = Vec::new();
+        }
     }
     KernelSet::bind(&selection)
 }
@@ -86,7 +97,129 @@ pub fn runnable(op: &str) -> Vec<(Kernel, KernelSet)> {
         .collect()
 }
 
+/// The kernels for matrix products of these kinds (the ends of their ids) that this CPU can run, bound.
+pub fn products(kinds: &[&str]) -> Vec<(Kernel, KernelSet)> {
+    let mut products = runnable("matmul");
+    products.retain(|(kernel, _)| kinds.iter().any(|kind| kernel.id.ends_with(kind)));
+    products
+}
+
+/// The formats that a kernel multiplies.
+pub fn formats(kernel: &Kernel) -> Vec<Format> {
+    let formats = kernel.formats.iter();
+    formats.map(|f| Format::from_name(f).unwrap()).collect()
+}
+
 /// The bits of floats, so that equal means equal.
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// As small as a cache can be, for programs that do not look at it.
+pub fn no_cache() -> KvCache {
+    let layout = KvLayout {
+        layers: 1,
+        num_kv_heads: 1,
+        head_dim: 8,
+        block_size: 16,
+        num_blocks: 1,
+        dtype: KvDtype::F32,
+    };
+    KvCache::new(layout).unwrap()
+}
+
+/// Writes the first rows of a buffer.
+pub fn fill(program: &mut Program, buffer: Buffer, rows: usize, values: &[f32]) {
+    let width = program.width(buffer);
+    assert_eq!(values.len(), rows * width);
+    let mut to = program.rows_mut(buffer, rows);
+    for row in 0..rows {
+        to.row_mut(row)
+            .copy_from_slice(&values[row * width..][..width]);
+    }
+}
+
+/// The first rows of a buffer.
+pub fn read(program: &Program, buffer: Buffer, rows: usize) -> Vec<f32> {
+    let rows = program.rows(buffer, rows);
+    (0..rows.rows())
+        .flat_map(|row| rows.row(row))
+        .copied()
+        .collect()
+}
+
+/// Runs a step of `rows` rows of no sequence, of which none is wanted.
+pub fn run(program: &mut Program, set: &KernelSet, workers: &Workers, rows: usize) {
+    let step = Step {
+        tokens: &vec![0; rows],
+        sequences: &[],
+        wanted: &[],
+    };
+    program.run(set, workers, &step, &mut no_cache(), &mut |_, _| {
+        panic!("no row is wanted")
+    });
+}
+
+/// What a product is besides one: nothing, unless said.
+#[derive(Default)]
+pub struct Besides<'a> {
+    pub norm: Option<Norm>,
+    pub bias: Option<&'a [f32]>,
+    /// `[m, n]`: the product is added to this.
+    pub add_to: Option<&'a [f32]>,
+}
+
+/// `x · wᵀ` as a program of one operation; `x` are `m` rows.
+pub fn multiply(
+    set: &KernelSet,
+    workers: &Workers,
+    (x, m): (&[f32], usize),
+    w: &Arc<Matrix>,
+    besides: &Besides<'_>,
+) -> Vec<f32> {
+    let mut program = Program::new();
+    let (from, to) = (program.buffer(w.cols()), program.buffer(w.rows()));
+    fill(&mut program, from, m, x);
+    let nan = vec![f32::NAN; m * w.rows()];
+    fill(&mut program, to, m, besides.add_to.unwrap_or(&nan));
+    let weights = Weights {
+        matrix: w.clone(),
+        bias: besides.bias.map(<[f32]>::to_vec),
+    };
+    let output = match besides.add_to {
+        Some(_) => Output::Add { weights, to },
+        None => Output::Store { weights, to },
+    };
+    program.linear(Linear {
+        from,
+        norm: besides.norm.clone(),
+        outputs: vec![output],
+    });
+    run(&mut program, set, workers, m);
+    read(&program, to, m)
+}
+
+/// The norm of `m` rows, as a program that adds it to zero.
+pub fn normed(
+    set: &KernelSet,
+    workers: &Workers,
+    (x, m): (&[f32], usize),
+    norm: &Norm,
+) -> Vec<f32> {
+    let mut program = Program::new();
+    let width = norm.weight.len();
+    let (from, to) = (program.buffer(width), program.buffer(width));
+    fill(&mut program, from, m, x);
+    program.add_normed(from, norm.clone(), to);
+    run(&mut program, set, workers, m);
+    read(&program, to, m)
+}
+
+/// What `f` panics with.
+pub fn panic_of(f: impl FnOnce()) -> String {
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_err();
+    match panic.downcast::<String>() {
+        Ok(message) => *message,
+        Err(panic) => (*panic.downcast::<&str>().unwrap()).to_owned(),
+    }
 }

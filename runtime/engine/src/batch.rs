@@ -4,17 +4,13 @@ use crate::kv_cache::BlockId;
 use crate::request::TokenId;
 use crate::scheduler::Shares;
 use crate::sequence::Sequence;
-use plinth_kernels::{AttentionSequence, Slot};
+use plinth_kernels::Sequence as Rows;
 use std::ops::Range;
 
 /// One step's tokens, those of a sequence side by side.
 pub(crate) struct Batch {
     /// `[rows]`: what goes in.
     pub tokens: Vec<TokenId>,
-    /// `[rows]`: position of each in its sequence.
-    pub positions: Vec<u32>,
-    /// `[rows]`: where its key and value go.
-    pub slots: Vec<Slot>,
     /// Sequences that take part.
     spans: Vec<Span>,
     /// Their block tables, one after another.
@@ -58,36 +54,29 @@ pub(crate) enum Purpose {
 
 impl Batch {
     /// The step that `shares` describes.
-    pub fn new(running: &[Sequence], shares: &Shares, block_size: usize) -> Self {
+    pub fn new(running: &[Sequence], shares: &Shares) -> Self {
         let rows = shares.iter().sum();
         let mut batch = Self {
             tokens: Vec::with_capacity(rows),
-            positions: Vec::with_capacity(rows),
-            slots: Vec::with_capacity(rows),
             spans: Vec::with_capacity(shares.len()),
             tables: Vec::new(),
             wanted: Vec::new(),
         };
         for (n, (sequence, &share)) in running.iter().zip(shares).enumerate() {
             if share > 0 {
-                batch.push(n, sequence, share, block_size);
+                batch.push(n, sequence, share);
             }
         }
         batch
     }
 
-    fn push(&mut self, n: usize, sequence: &Sequence, share: usize, block_size: usize) {
+    fn push(&mut self, n: usize, sequence: &Sequence, share: usize) {
         let query_start = self.tokens.len();
         let context_len = sequence.computed + share;
         let blocks = sequence.table.blocks();
         for position in sequence.computed..context_len {
             let row = self.tokens.len();
             self.tokens.push(sequence.tokens[position]);
-            self.positions.push(position as u32);
-            self.slots.push(Slot {
-                block: blocks[position / block_size],
-                offset: (position % block_size) as u32,
-            });
             let next = position + 1;
             if sequence.prompt_logprobs.is_some() && next < sequence.prompt_len {
                 self.wanted.push(Wanted {
@@ -119,8 +108,8 @@ impl Batch {
     }
 
     /// Queries and keys of each sequence that takes part.
-    pub fn sequences(&self) -> Vec<AttentionSequence<'_>> {
-        let sequence = |span: &Span| AttentionSequence {
+    pub fn sequences(&self) -> Vec<Rows<'_>> {
+        let sequence = |span: &Span| Rows {
             query_start: span.query_start,
             query_len: span.query_len,
             context_len: span.context_len,

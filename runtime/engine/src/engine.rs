@@ -208,7 +208,7 @@ impl Engine {
     /// Computes one step, and says what came of it.
     pub fn step(&mut self) -> Vec<Output> {
         let shares = self.scheduler.schedule(&mut self.blocks);
-        let batch = Batch::new(&self.scheduler.running, &shares, self.blocks.block_size());
+        let batch = Batch::new(&self.scheduler.running, &shares);
         let mut drawn = Vec::new();
         if !batch.tokens.is_empty() {
             self.steps += 1;

@@ -57,11 +57,6 @@ impl KvBlocks {
         }
     }
 
-    /// Tokens that a block holds.
-    pub fn block_size(&self) -> usize {
-        self.block_size
-    }
-
     /// Tokens that all blocks hold together.
     pub fn capacity(&self) -> usize {
         self.pool.len() * self.block_size

@@ -1,13 +1,13 @@
-//! A Llama-family decoder: weights packed for the kernels, and the forward pass over a batch.
+//! A decoder: weights packed for the kernels, and the forward pass over a batch.
 
-mod llama;
+mod decoder;
 mod rope;
 mod weights;
 
 use crate::batch::{Batch, Wanted};
-use llama::Buffers;
+use decoder::Decoder;
 use plinth_formats::{FormatError, ModelConfig, ModelFile};
-use plinth_kernels::{KernelSet, KvCache, PackError, RopeTable, Workers};
+use plinth_kernels::{KernelSet, KvCache, PackError, Step, Workers};
 use weights::Weights;
 
 /// A model that is ready to run.
@@ -15,9 +15,7 @@ pub struct Model {
     config: ModelConfig,
     kernels: KernelSet,
     workers: Workers,
-    weights: Weights,
-    rope: RopeTable,
-    buffers: Buffers,
+    decoder: Decoder,
     max_batched_tokens: usize,
     max_model_len: usize,
 }
@@ -59,15 +57,12 @@ impl Model {
     ) -> Result<Self, ModelError> {
         let config = file.config().clone();
         let weights = Weights::load(file, &kernels, &workers, progress)?;
-        let rope = rope::table(&config, max_model_len);
-        let buffers = Buffers::new(&config, max_batched_tokens);
+        let decoder = Decoder::new(&config, weights, max_model_len);
         Ok(Self {
             config,
             kernels,
             workers,
-            weights,
-            rope,
-            buffers,
+            decoder,
             max_batched_tokens,
             max_model_len,
         })
@@ -80,7 +75,7 @@ impl Model {
 
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+        self.decoder.program.weight_bytes()
     }
 
     pub(crate) fn max_batched_tokens(&self) -> usize {
@@ -98,13 +93,23 @@ impl Model {
         cache: &mut KvCache,
         on_logits: &mut OnLogits<'_>,
     ) {
-        let pass = llama::Pass {
-            config: &self.config,
-            kernels: &self.kernels,
-            workers: &self.workers,
-            weights: &self.weights,
-            rope: &self.rope,
+        let rows: Vec<usize> = batch.wanted.iter().map(|wanted| wanted.row).collect();
+        let step = Step {
+            tokens: &batch.tokens,
+            sequences: &batch.sequences(),
+            wanted: &rows,
         };
-        pass.run(&mut self.buffers, batch, cache, on_logits);
+        let Decoder { program, logits } = &mut self.decoder;
+        program.run(
+            &self.kernels,
+            &self.workers,
+            &step,
+            cache,
+            &mut |program, range| {
+                let wanted = &batch.wanted[range];
+                let rows = program.slice_mut(*logits, wanted.len());
+                on_logits(wanted, rows, &self.workers);
+            },
+        );
     }
 }

@@ -65,6 +65,9 @@ pub struct KernelChoices {
     pub attention_decode: String,
     /// Weight format and the matrix multiplication for it, one entry for every format of the model.
     pub matmul: Vec<(String, String)>,
+    /// As `matmul`, where steps of many rows have another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matmul_many: Vec<(String, String)>,
     /// Everything that goes over rows: norms, rotation, activation functions.
     pub elementwise: String,
 }
@@ -236,7 +239,7 @@ pub struct Setting {
 pub struct Selection {
     /// Operation: `attention`, `matmul`, `elementwise`.
     pub op: String,
-    /// What of it: `prefill`, `decode`, a weight format; empty for `elementwise`.
+    /// What of it: `prefill`, `decode`, a weight format (`q4_1`, `q4_1 many-rows`); empty for `elementwise`.
     pub subject: String,
     /// The kernel.
     pub selected: String,

@@ -10,26 +10,44 @@
 //!     o      = o * 2^(m - m') + sum of p * v       keys in order
 //! out = o / sum(l)
 //! ```
+//! Keys are cut into segments of [`SEGMENT`], each computed from the beginning; their results are merged in order of
+//! position, `(m, l, o)` with `(m', l', o')` to the larger `m`. So segments may be computed by different workers.
+//!
 //! Scores are relative to a recent largest one and not to the largest: weights up to 2^8 do no harm to sums of `f32`,
 //! and neither the largest of sixteen lanes nor a factor is needed for most tiles.
 //! **Source**: Milakov and Gimelshein, "Online normalizer calculation for softmax", algorithm 3; Dao et al.,
 //! "FlashAttention", algorithm 1.
 //!
-//! **Invariant:** tiles are cut at absolute positions, and a query meets the same keys in the same order with the same
-//! operations whatever other queries share the tile. So the result is the same bits however a prompt was chunked and
-//! whatever else is in the batch. Queries that share a tile only share its loads: the heads of one KV head, and in a
-//! prompt neighbouring positions.
-//!
-//! Not done: splitting the keys of one query over workers.
+//! **Invariant:** tiles and segments are cut at absolute positions, and a query meets the same keys in the same order
+//! with the same operations whatever other queries share the tile and whoever computes a segment. So the result is the
+//! same bits however a prompt was chunked and whatever else is in the batch. Queries that share a tile only share its
+//! loads: the heads of one KV head, and in a prompt neighbouring positions.
 
-use super::exp::{LOG2_E, exp2};
+use super::exp::{LOG2_E, exp2, tanh};
 use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::{LANES, LaneKernel, Lanes};
 use crate::kv_cache::KvLayer;
 use crate::tensor::{Rows, RowsMut};
+use std::ops::Range;
 
 /// How far a score may be above the reference, in powers of two.
 const SLACK: f32 = 8.0;
+
+/// Keys of a segment, a multiple of a tile.
+pub(crate) const SEGMENT: usize = 512;
+
+/// Sums over a range of keys for one query and head: `reference, normaliser, out[padded head_dim]`.
+pub(crate) fn partial_len(head_dim: usize) -> usize {
+    2 + head_dim.next_multiple_of(LANES)
+}
+
+/// Where results go.
+pub(crate) enum Into<'a> {
+    /// All keys that the queries see were asked for: `[queries][heads * head_dim]`.
+    Out(RowsMut<'a>),
+    /// Sums over one segment: `[queries * heads][partial_len]`.
+    Partial(&'a mut [f32]),
+}
 
 /// A run of queries of one sequence and the heads of one KV head.
 pub(crate) struct Attention<'a, E> {
@@ -45,10 +63,13 @@ pub(crate) struct Attention<'a, E> {
     pub scale: f32,
     /// Keys that a query sees at most, itself included.
     pub window: Option<usize>,
+    /// Scores are kept within this by a hyperbolic tangent.
+    pub soft_cap: Option<f32>,
     /// `[queries][heads * head_dim]`.
     pub q: Rows<'a>,
-    /// As `q`.
-    pub out: RowsMut<'a>,
+    /// Segments to look at; those beyond the last key count for nothing.
+    pub segments: Range<usize>,
+    pub into: Into<'a>,
 }
 
 /// Queries that are worked on together.
@@ -93,21 +114,58 @@ impl<E: FloatElement> Attention<'_, E> {
     #[inline(always)]
     fn group<L: Lanes, const R: usize>(&mut self, lanes: L, query: usize) -> usize {
         let mut group = self.start::<R>(query);
-        let mut tile = group.first.iter().min().expect("R > 0") / LANES;
-        let end = group.end.iter().max().expect("R > 0").div_ceil(LANES);
+        let (first, end) = (group.first, group.end);
+        let len = partial_len(self.layer.head_dim());
+        // Sums over the segments so far.
+        let mut sums = vec![0.0; R * len];
+        for segment in self.segments.clone() {
+            let keys = segment * SEGMENT..(segment + 1) * SEGMENT;
+            group.first = first.map(|first| first.clamp(keys.start, keys.end));
+            group.end = end.map(|end| end.clamp(keys.start, keys.end));
+            group.clear();
+            self.segment(lanes, &mut group);
+            for r in 0..R {
+                let part = group.partial(lanes, r);
+                merge(lanes, &mut sums[r * len..][..len], part, &group.out, r);
+            }
+        }
+        match &mut self.into {
+            Into::Partial(to) => to[query * len..][..R * len].copy_from_slice(&sums),
+            Into::Out(out) => {
+                let head_dim = self.layer.head_dim();
+                for r in 0..R {
+                    let (row, head) = ((query + r) / self.heads, (query + r) % self.heads);
+                    let to = &mut out.row_mut(row)[head * head_dim..][..head_dim];
+                    finish(lanes, &sums[r * len..][..len], to);
+                }
+            }
+        }
+        R
+    }
+
+    #[inline(always)]
+    fn segment<L: Lanes, const R: usize>(&self, lanes: L, group: &mut Group<R>) {
+        let seen = (0..R).filter(|&r| group.first[r] < group.end[r]);
+        let Some(first) = seen.clone().map(|r| group.first[r]).min() else {
+            return;
+        };
+        let mut tile = first / LANES;
+        let end = seen
+            .map(|r| group.end[r])
+            .max()
+            .unwrap_or(0)
+            .div_ceil(LANES);
         // Few queries are too few sums at a time for the multiply-add units; two tiles are twice as many.
         if 2 * R <= L::ACCUMULATORS && R < 4 {
             while tile + 2 <= end {
-                self.tiles::<L, R, 2>(lanes, &mut group, tile);
+                self.tiles::<L, R, 2>(lanes, group, tile);
                 tile += 2;
             }
         }
         while tile < end {
-            self.tiles::<L, R, 1>(lanes, &mut group, tile);
+            self.tiles::<L, R, 1>(lanes, group, tile);
             tile += 1;
         }
-        self.finish(lanes, &group, query);
-        R
     }
 
     fn start<const R: usize>(&self, query: usize) -> Group<R> {
@@ -149,27 +207,101 @@ impl<E: FloatElement> Attention<'_, E> {
             keys[t] = self.layer.keys(block, self.kv_head, in_block);
             values[t] = self.layer.values(block, self.kv_head, in_block);
         }
-        let scores = scores::<L, E, R, T>(lanes, keys, &group.q);
+        let mut scores = scores::<L, E, R, T>(lanes, keys, &group.q);
+        if let Some(cap) = self.soft_cap {
+            let (cap, inverse) = (lanes.splat(cap * LOG2_E), lanes.splat(1.0 / (cap * LOG2_E)));
+            for score in scores.as_flattened_mut() {
+                *score = lanes.mul(cap, tanh(lanes, lanes.mul(*score, inverse)));
+            }
+        }
         for t in 0..T {
             let mut weights = [[0.0; LANES]; R];
             let seen = group.softmax(lanes, tile + t, scores[t], &mut weights);
             group.add(lanes, values[t], &weights, &seen);
         }
     }
+}
+
+/// Adds the sums `(reference, normaliser)` and `out[..][r]` over a range of keys to those over earlier ones.
+#[inline(always)]
+fn merge<L: Lanes, const R: usize>(
+    lanes: L,
+    sums: &mut [f32],
+    (reference, normaliser): (f32, f32),
+    out: &[[[f32; LANES]; R]],
+    r: usize,
+) {
+    if normaliser == 0.0 {
+        return;
+    }
+    let (head, to) = sums.split_at_mut(2);
+    let (mine, theirs) = weigh(lanes, head, reference, normaliser);
+    for (to, out) in to.as_chunks_mut().0.iter_mut().zip(out) {
+        let kept = lanes.mul(lanes.load(to), lanes.splat(mine));
+        lanes.store(
+            lanes.fma(lanes.load(&out[r]), lanes.splat(theirs), kept),
+            to,
+        );
+    }
+}
+
+/// Brings `[reference, normaliser]` and another pair to one reference and adds them. Returns the factors of the two.
+#[inline(always)]
+fn weigh<L: Lanes>(lanes: L, head: &mut [f32], reference: f32, normaliser: f32) -> (f32, f32) {
+    let first = head[1] == 0.0;
+    let largest = if first {
+        reference
+    } else {
+        head[0].max(reference)
+    };
+    let mut factors = [0.0; LANES];
+    if !first {
+        factors[0] = head[0] - largest;
+    }
+    factors[1] = reference - largest;
+    let mut powers = [0.0; LANES];
+    lanes.store(exp2(lanes, lanes.load(&factors)), &mut powers);
+    let mine = if first { 0.0 } else { powers[0] };
+    head[0] = largest;
+    head[1] = head[1] * mine + normaliser * powers[1];
+    (mine, powers[1])
+}
+
+/// Divides the sums by their normaliser.
+#[inline(always)]
+fn finish<L: Lanes>(lanes: L, sums: &[f32], to: &mut [f32]) {
+    let (head, out) = sums.split_at(2);
+    let normaliser = lanes.splat(head[1]);
+    for (to, out) in to.chunks_mut(LANES).zip(out.as_chunks().0) {
+        let mut whole = [0.0; LANES];
+        lanes.store(lanes.div(lanes.load(out), normaliser), &mut whole);
+        to.copy_from_slice(&whole[..to.len()]);
+    }
+}
+
+/// Merges the sums of one query and head over all segments, in order, into its result.
+pub(crate) struct Merge<'a> {
+    /// Sums of the segments: slices of [`partial_len`].
+    pub partials: &'a [&'a [f32]],
+    /// `[head_dim]`.
+    pub out: &'a mut [f32],
+}
+
+impl LaneKernel for Merge<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn finish<L: Lanes, const R: usize>(&mut self, lanes: L, group: &Group<R>, query: usize) {
-        let head_dim = self.layer.head_dim();
-        for r in 0..R {
-            let (row, head) = ((query + r) / self.heads, (query + r) % self.heads);
-            let normaliser = lanes.splat(lanes.sum(lanes.load(&group.normaliser[r])));
-            let to = &mut self.out.row_mut(row)[head * head_dim..][..head_dim];
-            for (to, out) in to.chunks_mut(LANES).zip(&group.out) {
-                let mut whole = [0.0; LANES];
-                lanes.store(lanes.div(lanes.load(&out[r]), normaliser), &mut whole);
-                to.copy_from_slice(&whole[..to.len()]);
-            }
+    fn run<L: Lanes>(self, lanes: L) {
+        let len = partial_len(self.out.len());
+        let mut sums = vec![0.0; len];
+        for partial in self.partials {
+            let (head, out) = partial.split_at(2);
+            let out = out.as_chunks::<LANES>().0;
+            // One query: the shape that `merge` takes.
+            let out = out.as_chunks::<1>().0;
+            merge(lanes, &mut sums, (head[0], head[1]), out, 0);
         }
+        finish(lanes, &sums, self.out);
     }
 }
 
@@ -177,6 +309,20 @@ impl<E: FloatElement> Attention<'_, E> {
 type Seen<const R: usize> = [(usize, usize); R];
 
 impl<const R: usize> Group<R> {
+    /// Forgets the keys so far.
+    fn clear(&mut self) {
+        self.reference = [f32::NEG_INFINITY; R];
+        self.normaliser = [[0.0; LANES]; R];
+        self.out.fill([[0.0; LANES]; R]);
+    }
+
+    /// Reference and normaliser of query `r`.
+    #[inline(always)]
+    fn partial<L: Lanes>(&self, lanes: L, r: usize) -> (f32, f32) {
+        let normaliser = lanes.sum(lanes.load(&self.normaliser[r]));
+        (self.reference[r], normaliser)
+    }
+
     /// Turns the scores of a tile into weights and rescales what was gathered so far. Returns the lanes that each query
     /// sees; weights of the others are zero.
     #[inline(always)]

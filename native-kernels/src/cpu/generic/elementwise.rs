@@ -1,6 +1,6 @@
 //! What goes over rows without a matrix: normalisation, rotation, activation functions.
 
-use super::exp::sigmoid;
+use super::exp::{sigmoid, tanh};
 use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part, store_part};
 use crate::rope::{RopeLayout, RopeTable};
 use crate::tensor::{Rows, RowsMut};
@@ -50,23 +50,45 @@ fn sum_of_squares<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
     lanes.sum(lanes.fma(x, x, sum))
 }
 
-/// `out = gate * sigmoid(gate) * up`, element by element.
-///
-/// **Source**: Shazeer, "GLU Variants Improve Transformer", SwiGLU with beta 1.
-pub(crate) struct SiluMul<'a> {
+/// A function of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`: Shazeer, "GLU Variants Improve Transformer", Swish with beta 1.
+    Silu,
+    /// `x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2.
+    GeluTanh,
+}
+
+impl Activation {
+    /// `activation(gate) * up`.
+    #[inline(always)]
+    pub(crate) fn gate<L: Lanes>(self, lanes: L, gate: L::F32, up: L::F32) -> L::F32 {
+        match self {
+            Activation::Silu => Swish.map(lanes, gate, up),
+            Activation::GeluTanh => Gelu.map(lanes, gate, up),
+        }
+    }
+}
+
+/// `out = activation(gate) * up`, element by element.
+pub(crate) struct Gated<'a> {
     pub gate: Rows<'a>,
     pub up: Rows<'a>,
+    pub activation: Activation,
     pub out: RowsMut<'a>,
 }
 
-impl LaneKernel for SiluMul<'_> {
+impl LaneKernel for Gated<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(mut self, lanes: L) {
         for row in 0..self.gate.rows() {
-            let (gate, up) = (self.gate.row(row), self.up.row(row));
-            map2(lanes, Swish, gate, up, self.out.row_mut(row));
+            let (gate, up, out) = (self.gate.row(row), self.up.row(row), self.out.row_mut(row));
+            match self.activation {
+                Activation::Silu => map2(lanes, Swish, gate, up, out),
+                Activation::GeluTanh => map2(lanes, Gelu, gate, up, out),
+            }
         }
     }
 }
@@ -77,6 +99,65 @@ impl<L: Lanes> Map2<L> for Swish {
     #[inline(always)]
     fn map(&self, lanes: L, gate: L::F32, up: L::F32) -> L::F32 {
         lanes.mul(lanes.mul(gate, sigmoid(lanes, gate)), up)
+    }
+}
+
+struct Gelu;
+
+impl<L: Lanes> Map2<L> for Gelu {
+    #[inline(always)]
+    fn map(&self, lanes: L, gate: L::F32, up: L::F32) -> L::F32 {
+        const ROOT: f32 = 0.797_884_6;
+        let cube = lanes.mul(lanes.mul(gate, gate), gate);
+        let inner = lanes.fma(cube, lanes.splat(0.044_715), gate);
+        let tangent = tanh(lanes, lanes.mul(inner, lanes.splat(ROOT)));
+        let half = lanes.mul(gate, lanes.splat(0.5));
+        lanes.mul(lanes.fma(half, tangent, half), up)
+    }
+}
+
+/// `to += x`, element by element.
+pub(crate) struct Add<'a> {
+    pub x: Rows<'a>,
+    pub to: RowsMut<'a>,
+}
+
+impl LaneKernel for Add<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        for row in 0..self.x.rows() {
+            let (x, x_tail) = self.x.row(row).as_chunks();
+            let (to, to_tail) = self.to.row_mut(row).as_chunks_mut();
+            for (x, to) in x.iter().zip(to) {
+                lanes.store(lanes.add(lanes.load(to), lanes.load(x)), to);
+            }
+            for (x, to) in x_tail.iter().zip(to_tail) {
+                *to += x;
+            }
+        }
+    }
+}
+
+/// `x = cap * tanh(x / cap)`, element by element.
+pub(crate) struct Cap<'a> {
+    pub x: RowsMut<'a>,
+    pub cap: f32,
+}
+
+impl LaneKernel for Cap<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(mut self, lanes: L) {
+        let (cap, inverse) = (lanes.splat(self.cap), lanes.splat(1.0 / self.cap));
+        for row in 0..self.x.rows() {
+            for x in self.x.row_mut(row).chunks_mut(LANES) {
+                let capped = tanh(lanes, lanes.mul(load_part(lanes, x), inverse));
+                store_part(lanes, lanes.mul(cap, capped), x);
+            }
+        }
     }
 }
 

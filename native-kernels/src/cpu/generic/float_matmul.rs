@@ -10,6 +10,7 @@
 //! are: this is what makes the float kernels batch invariant. For the same reason the inputs are never split.
 
 use super::row_groups::RowGroups;
+use crate::cpu::isa::Streaming;
 use crate::cpu::panel::{FloatElement, PanelBlock};
 use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part, store_part};
 use crate::tensor::RowsMut;
@@ -134,8 +135,8 @@ pub(crate) struct FloatMatmul<'a, P> {
     /// Rows in groups of at most `L::ROWS`, `[groups][k][R]`.
     pub x: &'a [f32],
     pub finish: Finish<'a>,
-    /// Bytes ahead of their use at which weights are asked for.
-    pub prefetch: usize,
+    /// How weights are read.
+    pub streaming: Streaming,
     /// `[rows][16 * panels.len()]`, or less for the last panel.
     pub out: RowsMut<'a>,
 }
@@ -198,7 +199,7 @@ impl<P: Panels> FloatMatmul<'_, P> {
         row: usize,
     ) {
         let x = self.x[row * self.k..][..R * self.k].as_chunks::<R>().0;
-        let sums = multiply::<L, P::Element, R, N>(lanes, panels, x, self.prefetch);
+        let sums = multiply::<L, P::Element, R, N>(lanes, panels, x, self.streaming.ahead);
         let (output, first) = (panel * LANES, self.panels.start * LANES);
         self.finish
             .write_block(lanes, &sums, row, output, first, &mut self.out);

@@ -10,12 +10,12 @@
 //! **Invariant:** the float steps of an output element are the same, in the same order, whatever R is; and since the
 //! integers are exact, on every instance. So these kernels, too, give a row the same bits in any batch.
 //!
-//! Panels are taken one after the other, so that weights are one stream. Several panels side by side were slower (Zen 4,
-//! all products of a 135M step, one row, two threads: one panel 2.9 to 3.3 ms, two 5.2 ms, four 3.5 to 5.3 ms): blocks are
-//! independent up to the float sum, so one panel has parallelism enough.
+//! For up to two rows, which wait for memory, panels are taken from several places of the range side by side, each a stream
+//! of its own (see [`Streaming`]).
 
 use super::float_matmul::Finish;
 use super::row_groups::RowGroups;
+use crate::cpu::isa::Streaming;
 use crate::cpu::panel::{F32Of, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, Int8Kernel, LANES, Lanes};
 use crate::tensor::RowsMut;
@@ -35,8 +35,8 @@ pub(crate) struct Int8Matmul<'a, B> {
     /// Rows in groups of at most `I::ROWS`, `[groups][k / 32][R]`.
     pub x: &'a [QuantBlock],
     pub finish: Finish<'a>,
-    /// Bytes ahead of their use at which weights are asked for.
-    pub prefetch: usize,
+    /// How weights are read.
+    pub streaming: Streaming,
     /// `[rows][16 * panels.len()]`, or less for the last panel.
     pub out: RowsMut<'a>,
 }
@@ -61,48 +61,90 @@ impl<B: PanelBlock> Int8Kernel for Int8Matmul<'_, B> {
 impl<B: PanelBlock> Int8Matmul<'_, B> {
     #[inline(always)]
     fn rows<I: Int8>(&mut self, int8: I, rows: Range<usize>) {
-        for panel in self.panels.clone() {
-            for (row, group) in RowGroups::new(rows.clone(), I::ROWS) {
-                match group {
-                    8 => self.block::<I, 8>(int8, panel, row),
-                    4 => self.block::<I, 4>(int8, panel, row),
-                    2 => self.block::<I, 2>(int8, panel, row),
-                    _ => self.block::<I, 1>(int8, panel, row),
+        let mut panels = self.panels.clone();
+        if rows.len() <= 2 {
+            let streams = self.streaming.streams;
+            let length = panels.len() / streams;
+            for panel in panels.start..panels.start + length {
+                match streams {
+                    4 => self.panel_set::<I, 4>(
+                        int8,
+                        [0, 1, 2, 3].map(|s| panel + s * length),
+                        &rows,
+                    ),
+                    2 => self.panel_set::<I, 2>(int8, [0, 1].map(|s| panel + s * length), &rows),
+                    _ => self.panel_set::<I, 1>(int8, [panel], &rows),
                 }
+            }
+            panels.start += streams * length;
+        }
+        for panel in panels {
+            self.panel_set::<I, 1>(int8, [panel], &rows);
+        }
+    }
+
+    #[inline(always)]
+    fn panel_set<I: Int8, const N: usize>(
+        &mut self,
+        int8: I,
+        panels: [usize; N],
+        rows: &Range<usize>,
+    ) {
+        for (row, group) in RowGroups::new(rows.clone(), I::ROWS) {
+            match group {
+                8 => self.block::<I, 8, N>(int8, panels, row),
+                4 => self.block::<I, 4, N>(int8, panels, row),
+                2 => self.block::<I, 2, N>(int8, panels, row),
+                _ => self.block::<I, 1, N>(int8, panels, row),
             }
         }
     }
 
     #[inline(always)]
-    fn block<I: Int8, const R: usize>(&mut self, int8: I, panel: usize, row: usize) {
+    fn block<I: Int8, const R: usize, const N: usize>(
+        &mut self,
+        int8: I,
+        panels: [usize; N],
+        row: usize,
+    ) {
         let groups = self.k / 32;
         let blocks = groups / B::GROUPS;
         let x = self.x[row * groups..][..R * groups].as_chunks::<R>().0;
-        let weights = &self.weights[panel * blocks..][..blocks];
-        let sums = multiply::<I, B, R>(int8, weights, x, self.prefetch);
-        let (output, first) = (panel * LANES, self.panels.start * LANES);
-        for (r, sum) in sums.into_iter().enumerate() {
-            let to = &mut self.out.row_mut(row + r)[output - first..];
-            let to = to.chunks_mut(LANES).next().expect("a panel has outputs");
-            self.finish.write(int8.lanes(), sum, output, to);
+        let mut weights = [&[][..]; N];
+        for n in 0..N {
+            weights[n] = &self.weights[panels[n] * blocks..][..blocks];
+        }
+        let sums = multiply::<I, B, R, N>(int8, weights, x, self.streaming.ahead);
+        let first = self.panels.start * LANES;
+        for n in 0..N {
+            let output = panels[n] * LANES;
+            for (r, sum) in sums[n].into_iter().enumerate() {
+                let to = &mut self.out.row_mut(row + r)[output - first..];
+                let to = to.chunks_mut(LANES).next().expect("a panel has outputs");
+                self.finish.write(int8.lanes(), sum, output, to);
+            }
         }
     }
 }
 
+/// Sums of `N` panels and `R` rows.
 #[inline(always)]
-fn multiply<I: Int8, B: PanelBlock, const R: usize>(
+fn multiply<I: Int8, B: PanelBlock, const R: usize, const N: usize>(
     int8: I,
-    weights: &[B],
+    weights: [&[B]; N],
     x: &[[QuantBlock; R]],
-    prefetch: usize,
-) -> [F32Of<I>; R] {
+    ahead: usize,
+) -> [[F32Of<I>; R]; N] {
     let lanes = int8.lanes();
-    let mut sums = [lanes.splat(0.0); R];
-    for (block, x) in weights.iter().zip(x.chunks_exact(B::GROUPS)) {
-        for line in (0..size_of::<B>()).step_by(64) {
-            lanes.prefetch(block, prefetch + line);
+    let mut sums = [[lanes.splat(0.0); R]; N];
+    for (b, x) in x.chunks_exact(B::GROUPS).enumerate() {
+        for n in 0..N {
+            let block = &weights[n][b];
+            for line in (0..size_of::<B>()).step_by(64) {
+                lanes.prefetch(block, ahead + line);
+            }
+            block.accumulate(int8, x, &mut sums[n]);
         }
-        block.accumulate(int8, x, &mut sums);
     }
     sums
 }

@@ -2,49 +2,99 @@
 
 use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part};
-use crate::kv_cache::{KvLayout, Slot, key_tile, value_tile};
+use crate::kv_cache::KvCells;
 use crate::tensor::Rows;
+use std::marker::PhantomData;
 
-/// Writes one KV head of some tokens.
-pub(crate) struct WriteHead<'a, E> {
-    /// All elements of the cache.
-    pub elements: &'a mut [E],
-    pub layout: KvLayout,
+/// Writes keys of one KV head at successive positions of a sequence. Whoever runs it is the only one at work on the tiles
+/// of these positions' keys.
+pub(crate) struct WriteKeys<'a, E> {
+    pub cells: &'a KvCells<'a>,
     pub layer: usize,
     pub kv_head: usize,
+    /// Blocks of the sequence, by position.
+    pub block_table: &'a [u32],
+    /// Position of the first row.
+    pub position: usize,
     /// `[tokens][head_dim]`
-    pub k: Rows<'a>,
-    /// `[tokens][head_dim]`
-    pub v: Rows<'a>,
-    pub slots: &'a [Slot],
+    pub rows: Rows<'a>,
+    pub element: PhantomData<E>,
 }
 
-impl<E: FloatElement> LaneKernel for WriteHead<'_, E> {
+/// Writes values, as [`WriteKeys`] does keys.
+pub(crate) struct WriteValues<'a, E> {
+    pub cells: &'a KvCells<'a>,
+    pub layer: usize,
+    pub kv_head: usize,
+    /// Blocks of the sequence, by position.
+    pub block_table: &'a [u32],
+    /// Position of the first row.
+    pub position: usize,
+    /// `[tokens][head_dim]`
+    pub rows: Rows<'a>,
+    pub element: PhantomData<E>,
+}
+
+impl<E: FloatElement> LaneKernel for WriteKeys<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let head_dim = self.layout.head_dim;
-        let width = head_dim.next_multiple_of(LANES);
-        for (token, slot) in self.slots.iter().enumerate() {
-            let (tile, lane) = (slot.offset as usize / LANES, slot.offset as usize % LANES);
-            let keys = key_tile(&self.layout, slot.block, self.layer, self.kv_head, tile);
-            let keys = &mut self.elements[keys..][..head_dim * LANES];
-            write_column(lanes, self.k.row(token), keys, lane);
-            let values = value_tile(&self.layout, slot.block, self.layer, self.kv_head, tile);
-            let values = &mut self.elements[values + lane * width..][..width];
-            let values = values.as_chunks_mut().0;
-            for (from, to) in self.v.row(token).chunks(LANES).zip(values) {
+        let block_size = self.cells.layout().block_size;
+        for row in 0..self.rows.rows() {
+            let (block, offset) = split(self.position + row, block_size);
+            let (tile, lane) = (offset / LANES, offset % LANES);
+            let block = self.block_table[block];
+            // SAFETY: nobody else is at work on the tile.
+            let to = unsafe {
+                let tile = self
+                    .cells
+                    .key_tile::<E>(self.layer, block, self.kv_head, tile);
+                &mut *tile
+            };
+            write_column(lanes, self.rows.row(row), to, lane);
+        }
+    }
+}
+
+impl<E: FloatElement> LaneKernel for WriteValues<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let layout = self.cells.layout();
+        let width = layout.head_dim.next_multiple_of(LANES);
+        for row in 0..self.rows.rows() {
+            let (block, offset) = split(self.position + row, layout.block_size);
+            let (tile, lane) = (offset / LANES, offset % LANES);
+            let block = self.block_table[block];
+            // SAFETY: nobody else is at work on the tile.
+            let values = unsafe {
+                let tile = self
+                    .cells
+                    .value_tile::<E>(self.layer, block, self.kv_head, tile);
+                &mut *tile
+            };
+            let values = &mut values[lane * width / LANES..][..width / LANES];
+            for (from, to) in self.rows.row(row).chunks(LANES).zip(values) {
                 E::store(lanes, load_part(lanes, from), to);
             }
         }
     }
 }
 
+fn split(position: usize, block_size: usize) -> (usize, usize) {
+    (position / block_size, position % block_size)
+}
+
 /// Writes a key into lane `lane` of a tile, `[head_dim][16]`.
 #[inline(always)]
-fn write_column<L: Lanes, E: FloatElement>(lanes: L, key: &[f32], tile: &mut [E], lane: usize) {
-    let tile = tile.as_chunks_mut::<LANES>().0;
+fn write_column<L: Lanes, E: FloatElement>(
+    lanes: L,
+    key: &[f32],
+    tile: &mut [[E; LANES]],
+    lane: usize,
+) {
     for (from, to) in key.chunks(LANES).zip(tile.chunks_mut(LANES)) {
         let mut rounded = to[0];
         E::store(lanes, load_part(lanes, from), &mut rounded);

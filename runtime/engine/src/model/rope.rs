@@ -1,23 +1,49 @@
 //! The rotary frequencies of a model.
 
-use plinth_formats::{ModelConfig, RopeConfig, RopeLayout, RopeScaling};
+use plinth_formats::{ModelConfig, RopeConfig, RopeKind, RopeLayout, RopeScaling};
 use plinth_kernels::RopeTable;
 use std::f64::consts::TAU;
+use std::sync::Arc;
+
+/// The angles of the layers of a model.
+pub(super) struct Ropes {
+    main: Arc<RopeTable>,
+    local: Option<Arc<RopeTable>>,
+}
+
+impl Ropes {
+    /// Those of a kind.
+    pub fn of(&self, kind: RopeKind) -> Arc<RopeTable> {
+        match (kind, &self.local) {
+            (RopeKind::Local, Some(local)) => local.clone(),
+            _ => self.main.clone(),
+        }
+    }
+}
 
 /// The angles of every position below `max_len`.
-pub(super) fn table(config: &ModelConfig, max_len: usize) -> RopeTable {
-    let layout = match config.rope.layout {
+pub(super) fn tables(config: &ModelConfig, max_len: usize) -> Ropes {
+    let mut main = config.rope.clone();
+    // Decided once for all sequences, as llama.cpp does: keys in the cache must all be turned alike.
+    if let Some(long) = &config.long_rope
+        && max_len > long.original_context as usize
+    {
+        main.scaling = RopeScaling::Factors(long.factors.clone());
+    }
+    Ropes {
+        main: Arc::new(table(config, &main, max_len)),
+        local: (config.local_rope.as_ref()).map(|rope| Arc::new(table(config, rope, max_len))),
+    }
+}
+
+fn table(config: &ModelConfig, rope: &RopeConfig, max_len: usize) -> RopeTable {
+    let layout = match rope.layout {
         RopeLayout::Interleaved => plinth_kernels::RopeLayout::Interleaved,
         RopeLayout::HalfSplit => plinth_kernels::RopeLayout::HalfSplit,
     };
-    let frequencies = inverse_frequencies(&config.rope);
-    RopeTable::new(
-        config.head_dim,
-        config.rope.dims,
-        &frequencies,
-        layout,
-        max_len,
-    )
+    let frequencies = inverse_frequencies(rope);
+    let table = RopeTable::new(config.head_dim, rope.dims, &frequencies, layout, max_len);
+    table.magnified(config.rope_magnitude)
 }
 
 /// One frequency a rotated pair, in radians a position.

@@ -2,15 +2,16 @@
 
 use super::ModelError;
 use plinth_formats::{ModelFile, TensorInfo};
-use plinth_kernels::{KernelSet, Matrix, Workers};
+use plinth_kernels::{Expert, KernelSet, Matrix, Weights as Linear, Workers};
+use std::sync::Arc;
 
 /// Everything that is learnt.
 pub(super) struct Weights {
-    pub embedding: Matrix,
+    pub embedding: Arc<Matrix>,
     pub layers: Vec<Layer>,
     pub norm: Vec<f32>,
     /// Absent where the embedding serves.
-    head: Option<Matrix>,
+    pub head: Option<Arc<Matrix>>,
 }
 
 /// One layer.
@@ -19,17 +20,22 @@ pub(super) struct Layer {
     pub query: Linear,
     pub key: Linear,
     pub value: Linear,
+    pub query_norm: Option<Vec<f32>>,
+    pub key_norm: Option<Vec<f32>>,
     pub output: Linear,
+    pub post_attention_norm: Option<Vec<f32>>,
     pub feed_forward_norm: Vec<f32>,
-    pub gate: Linear,
-    pub up: Linear,
-    pub down: Linear,
+    pub feed_forward: FeedForward,
+    pub post_feed_forward_norm: Option<Vec<f32>>,
 }
 
-/// A matrix and what is added to its product.
-pub(super) struct Linear {
-    pub matrix: Matrix,
-    pub bias: Option<Vec<f32>>,
+/// The second part of a layer.
+pub(super) enum FeedForward {
+    Dense(Expert),
+    Mixture {
+        router: Linear,
+        experts: Vec<Expert>,
+    },
 }
 
 impl Weights {
@@ -64,31 +70,6 @@ impl Weights {
             head,
         })
     }
-
-    pub fn head(&self) -> &Matrix {
-        self.head.as_ref().unwrap_or(&self.embedding)
-    }
-
-    pub fn bytes(&self) -> usize {
-        let linears = self.layers.iter().flat_map(|layer| {
-            let Layer {
-                query,
-                key,
-                value,
-                output,
-                gate,
-                up,
-                down,
-                ..
-            } = layer;
-            [query, key, value, output, gate, up, down]
-        });
-        let matrices = linears
-            .map(|linear| &linear.matrix)
-            .chain([&self.embedding])
-            .chain(&self.head);
-        matrices.map(Matrix::bytes).sum()
-    }
 }
 
 struct Loader<'a> {
@@ -104,23 +85,49 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn layer(&mut self, n: usize) -> Result<Layer, ModelError> {
-        let mut linear = |part: &str| self.linear(&format!("blk.{n}.{part}"));
-        let (query, key, value) = (linear("attn_q")?, linear("attn_k")?, linear("attn_v")?);
-        let output = linear("attn_output")?;
-        let (gate, up, down) = (linear("ffn_gate")?, linear("ffn_up")?, linear("ffn_down")?);
-        let attention_norm = self.vector(&format!("blk.{n}.attn_norm.weight"))?;
-        let feed_forward_norm = self.vector(&format!("blk.{n}.ffn_norm.weight"))?;
+        let config = self.file.config();
+        let (qk_norm, post_norms) = (config.qk_norm, config.post_norms);
+        let name = |part: &str| format!("blk.{n}.{part}");
+        let norm = |part: &str| name(&format!("{part}.weight"));
+        // In the order in which files have them, so that reading goes straight on.
         Ok(Layer {
-            attention_norm,
-            query,
-            key,
-            value,
-            output,
-            feed_forward_norm,
-            gate,
-            up,
-            down,
+            attention_norm: self.vector(&norm("attn_norm"))?,
+            query: self.linear(&name("attn_q"))?,
+            key: self.linear(&name("attn_k"))?,
+            value: self.linear(&name("attn_v"))?,
+            query_norm: self.vector_if(qk_norm, &norm("attn_q_norm"))?,
+            key_norm: self.vector_if(qk_norm, &norm("attn_k_norm"))?,
+            output: self.linear(&name("attn_output"))?,
+            post_attention_norm: self.vector_if(post_norms, &norm("post_attention_norm"))?,
+            feed_forward_norm: self.vector(&norm("ffn_norm"))?,
+            feed_forward: self.feed_forward(n)?,
+            post_feed_forward_norm: self.vector_if(post_norms, &norm("post_ffw_norm"))?,
         })
+    }
+
+    fn feed_forward(&mut self, n: usize) -> Result<FeedForward, ModelError> {
+        let Some(experts) = self.file.config().experts else {
+            return Ok(FeedForward::Dense(self.expert(n, "")?));
+        };
+        Ok(FeedForward::Mixture {
+            router: self.linear(&format!("blk.{n}.ffn_gate_inp"))?,
+            experts: (0..experts.count)
+                .map(|expert| self.expert(n, &format!(".{expert}")))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn expert(&mut self, n: usize, suffix: &str) -> Result<Expert, ModelError> {
+        let mut linear = |part: &str| self.linear(&format!("blk.{n}.{part}{suffix}"));
+        Ok(Expert {
+            gate: linear("ffn_gate")?,
+            up: linear("ffn_up")?,
+            down: linear("ffn_down")?,
+        })
+    }
+
+    fn vector_if(&mut self, wanted: bool, name: &str) -> Result<Option<Vec<f32>>, ModelError> {
+        wanted.then(|| self.vector(name)).transpose()
     }
 
     fn linear(&mut self, stem: &str) -> Result<Linear, ModelError> {
@@ -135,7 +142,7 @@ impl Loader<'_> {
         })
     }
 
-    fn matrix(&mut self, name: &str) -> Result<Matrix, ModelError> {
+    fn matrix(&mut self, name: &str) -> Result<Arc<Matrix>, ModelError> {
         let info = self.file.read(name, &mut self.buffer)?;
         let packed = self.kernels.pack(
             self.workers,
@@ -149,7 +156,7 @@ impl Loader<'_> {
             error,
         })?;
         self.advance(info);
-        Ok(packed)
+        Ok(Arc::new(packed))
     }
 
     fn vector(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {

@@ -1,5 +1,6 @@
 //! The engine as data: requests in, events out, over tiny seeded models.
 
+mod families;
 mod invariance;
 mod lifecycle;
 mod random_traffic;

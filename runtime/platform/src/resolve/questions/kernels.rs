@@ -11,6 +11,9 @@ use crate::policy::{
 };
 use crate::text;
 
+/// Trait of a matrix multiplication for steps of many rows, and what is added to the subject of its selection.
+const MANY_ROWS: &str = "many-rows";
+
 /// Traits of a model that do not concern its attention.
 const NOT_OF_ATTENTION: [&str; 2] = ["multimodal", "pooling"];
 
@@ -157,20 +160,42 @@ impl Questions<'_> {
         let mut formats: Vec<_> = self.model.formats.clone();
         // The one with the most bytes first: it is the one that people want to know of.
         formats.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
-        let shape = |format: &str, dtype: &str, n: u32, k: u32| OpShape {
+        let mut selections = Vec::new();
+        for (format, _) in &formats {
+            let few = self.matmul_of(format, format, &[])?;
+            // Asked only where something waits for the question: few catalogues know the difference.
+            if self.has_kernel_for_many_rows(format) {
+                let subject = format!("{format} {MANY_ROWS}");
+                let many = self.matmul_of(format, &subject, &[MANY_ROWS.to_owned()])?;
+                let differs = many.selected != few.selected;
+                selections.push(few);
+                selections.extend(differs.then_some(many));
+            } else {
+                selections.push(few);
+            }
+        }
+        Ok(selections)
+    }
+
+    fn matmul_of(&mut self, format: &str, subject: &str, traits: &[String]) -> Answer<Selection> {
+        let shape = OpShape {
             m: None,
-            n,
-            k,
-            dtype: dtype.to_owned(),
+            n: self.model.intermediate_size,
+            k: self.model.hidden_size,
+            dtype: self.settings.config.dtype.clone(),
             format: Some(format.to_owned()),
-            traits: Vec::new(),
+            traits: traits.to_vec(),
         };
-        let (n, k) = (self.model.intermediate_size, self.model.hidden_size);
-        let dtype = self.settings.config.dtype.clone();
-        formats
-            .into_iter()
-            .map(|(format, _)| self.operation("matmul", &format, &shape(&format, &dtype, n, k)))
-            .collect()
+        self.operation("matmul", subject, &shape)
+    }
+
+    fn has_kernel_for_many_rows(&self, format: &str) -> bool {
+        let only = format!("only:{MANY_ROWS}");
+        self.facts.kernels.iter().any(|kernel| {
+            kernel.op == "matmul"
+                && kernel.formats.iter().any(|f| f == format)
+                && kernel.traits.contains(&only)
+        })
     }
 
     /// Norms, rotation, activation functions.
@@ -384,15 +409,23 @@ pub(super) fn choices(selections: &[Selection]) -> KernelChoices {
             .map(|selection| selection.selected.clone())
             .unwrap_or_default()
     };
-    let matmul = selections
-        .iter()
-        .filter(|selection| selection.op == "matmul");
+    let matmul = |many: bool| {
+        let of_op = selections.iter().filter(|s| s.op == "matmul");
+        let with_format = of_op.filter_map(|s| {
+            let format = match many {
+                true => s.subject.strip_suffix(MANY_ROWS)?.trim_end(),
+                false if s.subject.ends_with(MANY_ROWS) => return None,
+                false => &s.subject,
+            };
+            Some((format.to_owned(), s.selected.clone()))
+        });
+        with_format.collect()
+    };
     KernelChoices {
         attention_prefill: of("attention", "prefill"),
         attention_decode: of("attention", "decode"),
-        matmul: matmul
-            .map(|selection| (selection.subject.clone(), selection.selected.clone()))
-            .collect(),
+        matmul: matmul(false),
+        matmul_many: matmul(true),
         elementwise: of("elementwise", ""),
     }
 }

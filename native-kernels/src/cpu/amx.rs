@@ -1,0 +1,263 @@
+//! Products of `bf16` tiles by AMX, with AVX-512 beside it.
+//!
+//! The intrinsics are not stable; the instructions are, by `asm!`. Eight tile registers of 1 KiB each: four sums, two of
+//! activations, two of weights.
+//! **Source**: Intel, "Architecture Instruction Set Extensions Programming Reference", chapter 3.
+
+use super::avx512::Avx512;
+use super::generic::tile_matmul::{
+    PairKernel, PairUnit, TileKernel, TileSums, TileUnit, TileWords,
+};
+use super::vector::LANES;
+use half::bf16;
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+/// Proof that the CPU has AMX with `bf16` and AVX-512 BF16, and that the system lets this process use it: only
+/// [`Amx::detect`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amx(Avx512);
+
+/// Whether the instructions are there and the system has given permission for the tiles, asked once.
+pub(crate) fn usable() -> bool {
+    static USABLE: OnceLock<bool> = OnceLock::new();
+    *USABLE.get_or_init(|| {
+        let has = |bit: u32| __cpuid_count(7, 0).edx >> bit & 1 == 1;
+        const AMX_BF16: u32 = 22;
+        const AMX_TILE: u32 = 24;
+        __cpuid(0).eax >= 7 && has(AMX_BF16) && has(AMX_TILE) && system_saves_tiles() && permitted()
+    })
+}
+
+/// Does the system save the tiles of a thread that it puts aside?
+fn system_saves_tiles() -> bool {
+    const OSXSAVE: u32 = 1 << 27;
+    if __cpuid(1).ecx & OSXSAVE == 0 {
+        return false;
+    }
+    let low: u32;
+    // SAFETY: OSXSAVE says that the instruction is there; it reads register 0 and changes no memory.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") _, options(nomem, nostack));
+    }
+    const TILE_CONFIGURATION_AND_DATA: u32 = 0b11 << 17;
+    low & TILE_CONFIGURATION_AND_DATA == TILE_CONFIGURATION_AND_DATA
+}
+
+/// Linux wants to be asked, once for a process.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and touches no memory of this process.
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// What the tile registers hold: palette 1, eight tiles of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes_of_row: [u16; 16],
+    rows: [u8; 16],
+}
+
+static CONFIGURATION: Configuration = {
+    let (mut bytes_of_row, mut rows) = ([0; 16], [0; 16]);
+    let mut tile = 0;
+    while tile < 8 {
+        bytes_of_row[tile] = 64;
+        rows[tile] = 16;
+        tile += 1;
+    }
+    Configuration {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        bytes_of_row,
+        rows,
+    }
+};
+
+impl Amx {
+    pub fn detect() -> Option<Self> {
+        let lanes = Avx512::detect()?;
+        (is_x86_feature_detected!("avx512bf16") && usable()).then_some(Self(lanes))
+    }
+
+    /// Runs a kernel with the tile registers configured.
+    pub fn run<K: TileKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512bf16")]
+        fn compiled<K: TileKernel>(tiles: AmxTiles, kernel: K) {
+            kernel.run(tiles);
+        }
+        /// Gives the tiles up on every way out: the system need not save what nobody uses.
+        struct Release;
+        impl Drop for Release {
+            fn drop(&mut self) {
+                // SAFETY: there is only a `Release` where the token has proved that the instruction is there; nobody
+                // relies on tiles after it.
+                unsafe { asm!("tilerelease", options(nomem, nostack)) };
+            }
+        }
+        // SAFETY: the token proves that the CPU has the instruction and the system allows it; the configuration is 64
+        // valid bytes.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(readonly, nostack))
+        };
+        let _release = Release;
+        // SAFETY: the token proves that the CPU has the features.
+        unsafe { compiled(AmxTiles(self.0), kernel) }
+    }
+
+    /// Runs a kernel that needs no tile registers.
+    pub fn widen<K: PairKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512bf16")]
+        fn compiled<K: PairKernel>(unit: Amx, kernel: K) {
+            kernel.run(unit);
+        }
+        // SAFETY: the token proves that the CPU has the features.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+/// Proof that the tile registers of this thread are configured: only [`Amx::run`] makes one, for the kernel that it runs.
+///
+/// A kernel does not call `run` again while it multiplies: that would give the tiles up.
+#[derive(Clone, Copy)]
+struct AmxTiles(Avx512);
+
+impl TileUnit for AmxTiles {
+    type Lanes = Avx512;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn multiply<const A: usize>(
+        self,
+        a: [&[TileWords]; A],
+        b: [&[TileWords]; 2],
+        sums: &mut [[TileSums; 2]; A],
+    ) {
+        let steps = b[0].len();
+        assert!(steps > 0 && b[1].len() == steps && a.iter().all(|a| a.len() == steps));
+        let to = sums.as_mut_ptr();
+        // SAFETY: the token proves that the instructions are there and the tiles configured as 16 rows of 64 bytes. Each of the `steps` rounds reads one whole tile (1 KiB, rows 64
+        // bytes apart) of every operand, all of which are `steps` long; the sums are `A` times two tiles.
+        unsafe {
+            if A == 2 {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "2:",
+                    "tileloadd tmm4, [{a0} + {stride}]",
+                    "tileloadd tmm6, [{b0} + {stride}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {stride}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{a1} + {stride}]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {a0}, 1024",
+                    "add {a1}, 1024",
+                    "add {b0}, 1024",
+                    "add {b1}, 1024",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{to} + {stride}], tmm0",
+                    "tilestored [{to} + {stride} + 1024], tmm1",
+                    "tilestored [{to} + {stride} + 2048], tmm2",
+                    "tilestored [{to} + {stride} + 3072], tmm3",
+                    a0 = inout(reg) a[0].as_ptr() => _,
+                    a1 = inout(reg) a[A - 1].as_ptr() => _,
+                    b0 = inout(reg) b[0].as_ptr() => _,
+                    b1 = inout(reg) b[1].as_ptr() => _,
+                    steps = inout(reg) steps => _,
+                    stride = in(reg) 64usize,
+                    to = in(reg) to,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            } else {
+                assert!(A == 1, "one or two tiles of rows");
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "2:",
+                    "tileloadd tmm4, [{a0} + {stride}]",
+                    "tileloadd tmm6, [{b0} + {stride}]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{b1} + {stride}]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {a0}, 1024",
+                    "add {b0}, 1024",
+                    "add {b1}, 1024",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{to} + {stride}], tmm0",
+                    "tilestored [{to} + {stride} + 1024], tmm1",
+                    a0 = inout(reg) a[0].as_ptr() => _,
+                    b0 = inout(reg) b[0].as_ptr() => _,
+                    b1 = inout(reg) b[1].as_ptr() => _,
+                    steps = inout(reg) steps => _,
+                    stride = in(reg) 64usize,
+                    to = in(reg) to,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    }
+}
+
+impl PairUnit for Amx {
+    type Lanes = Avx512;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
+        /// Where lane `i` of the first vector and of the second stand after rounding: the second's come first.
+        static SIDE_BY_SIDE: [u16; 32] = {
+            let mut order = [0; 32];
+            let mut i = 0;
+            while i < 16 {
+                order[2 * i] = i as u16;
+                order[2 * i + 1] = 16 + i as u16;
+                i += 1;
+            }
+            order
+        };
+        // SAFETY: the token proves that the CPU has the instructions; what is loaded and stored are arrays of exactly the
+        // bytes of a vector, and the unaligned forms are used.
+        unsafe {
+            let rounded = _mm512_cvtne2ps_pbh(b, a);
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+            let order = _mm512_loadu_si512((&raw const SIDE_BY_SIDE).cast());
+            let pairs = _mm512_permutexvar_epi16(order, rounded);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Matrix products in tiles of `bf16`, for many rows: weights of any format are widened once for all of them.
+//!
+//! ```text
+//! for each pair of panels (32 outputs):
+//!     widen both to bf16 tiles of 32 inputs x 16 outputs          once, stays in the second-level cache
+//!     for each pair of row tiles (32 rows):
+//!         sum[2][2] tiles = 0
+//!         for each tile of 32 inputs in order:  four products of tiles, sums in tile registers
+//! ```
+//! Weights and activations are rounded to `bf16`, sums are `f32`. A tile register file is what [`TileUnit`] stands for.
+//!
+//! **Error**: each product is within `2^-6.99` of the exact one (two roundings to 8 bits, each of `2^-8`), so an output is
+//! within `2^-6.99 + k 2^-23` of the sum of magnitudes.
+
+use super::elementwise::Activation;
+use super::float_matmul::{Finish, Packed, Widened};
+use crate::cpu::panel::{FloatElement, PanelBlock};
+use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part, store_part};
+use crate::tensor::{Rows, RowsMut};
+use half::bf16;
+use std::ops::Range;
+
+/// Rows of a tile of activations.
+pub(crate) const ROW_TILE: usize = 16;
+
+/// A tile: activations as `[16 rows][32 inputs]`, weights as `[16 pairs of inputs][16 outputs][2]`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct TileWords(pub [[bf16; 2 * LANES]; ROW_TILE]);
+
+impl TileWords {
+    pub const ZERO: Self = Self([[bf16::ZERO; 2 * LANES]; ROW_TILE]);
+}
+
+/// Sums: `[16 rows][16 outputs]`.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct TileSums(pub [[f32; LANES]; ROW_TILE]);
+
+impl TileSums {
+    pub const ZERO: Self = Self([[0.0; LANES]; ROW_TILE]);
+}
+
+/// A unit that multiplies tiles, in use by this thread, and the float lanes that go with it.
+pub(crate) trait TileUnit: Copy {
+    /// The float lanes that go with it.
+    type Lanes: Lanes;
+
+    /// The float lanes that go with it.
+    fn lanes(self) -> Self::Lanes;
+
+    /// `sums[i][j] = sum over t of a[i][t] · b[j][t]`, where `a` are tiles of activations and `b` of weights, all of one
+    /// length, which is not zero. Products of a pair of inputs are added to the sum one after the other.
+    fn multiply<const A: usize>(
+        self,
+        a: [&[TileWords]; A],
+        b: [&[TileWords]; 2],
+        sums: &mut [[TileSums; 2]; A],
+    );
+}
+
+/// An algorithm over tiles. As [`LaneKernel`].
+pub(crate) trait TileKernel {
+    fn run<U: TileUnit>(self, unit: U);
+}
+
+/// What writes tiles of weights.
+pub(crate) trait PairUnit: Copy {
+    /// The float lanes that go with it.
+    type Lanes: Lanes;
+
+    /// The float lanes that go with it.
+    fn lanes(self) -> Self::Lanes;
+
+    /// Rounds the lanes of two vectors to `bf16`, side by side: `a[0], b[0], a[1], …`. Numbers below the normal range may
+    /// become zero.
+    fn store_pairs(
+        self,
+        a: <Self::Lanes as Lanes>::F32,
+        b: <Self::Lanes as Lanes>::F32,
+        to: &mut [bf16; 2 * LANES],
+    );
+}
+
+/// An algorithm over pairs. As [`LaneKernel`].
+pub(crate) trait PairKernel {
+    fn run<U: PairUnit>(self, unit: U);
+}
+
+/// Weights that can be brought into tiles.
+pub(crate) trait TilePanels: Copy {
+    /// Writes panel `panel` of `k` inputs; inputs beyond `k` become zero.
+    fn write<U: PairUnit>(&self, unit: U, panel: usize, k: usize, to: &mut [TileWords]);
+}
+
+impl<E: FloatElement> TilePanels for Packed<'_, E> {
+    #[inline(always)]
+    fn write<U: PairUnit>(&self, unit: U, panel: usize, k: usize, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let zero = lanes.splat(0.0);
+        let inputs = &self.0[panel * k..][..k];
+        for (inputs, to) in inputs.chunks(2 * ROW_TILE).zip(to) {
+            for (p, to) in to.0.iter_mut().enumerate() {
+                let load = |i: usize| inputs.get(i).map_or(zero, |w| E::load(lanes, w));
+                unit.store_pairs(load(2 * p), load(2 * p + 1), to);
+            }
+        }
+    }
+}
+
+impl<B: PanelBlock> TilePanels for Widened<'_, B> {
+    #[inline(always)]
+    fn write<U: PairUnit>(&self, unit: U, panel: usize, k: usize, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let blocks = k / (32 * B::GROUPS);
+        let blocks = &self.0[panel * blocks..][..blocks];
+        let mut wide = [[0.0; LANES]; 256];
+        for (block, to) in blocks.iter().zip(to.chunks_exact_mut(B::GROUPS)) {
+            let wide = &mut wide[..32 * B::GROUPS];
+            block.widen(lanes, wide);
+            for (wide, to) in wide.as_chunks::<32>().0.iter().zip(to) {
+                for (pair, to) in wide.as_chunks::<2>().0.iter().zip(&mut to.0) {
+                    unit.store_pairs(lanes.load(&pair[0]), lanes.load(&pair[1]), to);
+                }
+            }
+        }
+    }
+}
+
+/// Memory of one worker for tiles of weights and sums.
+pub(crate) struct TileScratch {
+    weights: Vec<TileWords>,
+    sums: Box<[[TileSums; 2]; 2]>,
+}
+
+impl Default for TileScratch {
+    fn default() -> Self {
+        Self {
+            weights: Vec::new(),
+            sums: Box::new([[TileSums::ZERO; 2]; 2]),
+        }
+    }
+}
+
+/// Brings one panel into tiles.
+pub(crate) struct WriteTiles<'a, P> {
+    pub weights: P,
+    pub panel: usize,
+    /// Inputs.
+    pub k: usize,
+    /// `[k / 32, rounded up]`.
+    pub to: &'a mut [TileWords],
+}
+
+impl<P: TilePanels> PairKernel for WriteTiles<'_, P> {
+    #[inline(always)]
+    fn run<U: PairUnit>(self, unit: U) {
+        self.weights.write(unit, self.panel, self.k, self.to);
+    }
+}
+
+/// Where tiles of weights come from: writes the tiles of a panel.
+pub(crate) type TileSource<'a> = &'a dyn Fn(usize, &mut [TileWords]);
+
+/// What becomes of the sums.
+pub(crate) enum TileOutput<'a> {
+    /// Products with one matrix.
+    Product(TileSource<'a>, Finish<'a>),
+    /// `activation(product with the first) * product with the second`; each with its bias.
+    Gated {
+        gate: TileSource<'a>,
+        up: TileSource<'a>,
+        bias: [Option<&'a [f32]>; 2],
+        activation: Activation,
+    },
+}
+
+/// The product for the panels in a range, all rows.
+pub(crate) struct TileMatmul<'a> {
+    pub output: TileOutput<'a>,
+    /// Panels to multiply with.
+    pub panels: Range<usize>,
+    /// Inputs.
+    pub k: usize,
+    /// `[row tiles][k / 32, rounded up]`, zero beyond the last row.
+    pub x: &'a [TileWords],
+    pub scratch: &'a mut TileScratch,
+    /// `[rows][16 * panels.len()]`, or less for the last panel.
+    pub out: RowsMut<'a>,
+}
+
+impl TileKernel for TileMatmul<'_> {
+    #[inline(always)]
+    fn run<U: TileUnit>(mut self, unit: U) {
+        let steps = self.k.div_ceil(32);
+        let mut weights = std::mem::take(&mut self.scratch.weights);
+        if weights.len() < 2 * steps {
+            weights.resize(2 * steps, TileWords::ZERO);
+        }
+        let (first, second) = weights[..2 * steps].split_at_mut(steps);
+        let mut panel = self.panels.start;
+        while panel < self.panels.end {
+            let mut b: [&[TileWords]; 2];
+            match &self.output {
+                TileOutput::Product(source, _) => {
+                    source(panel, first);
+                    let two = panel + 1 < self.panels.end;
+                    if two {
+                        source(panel + 1, second);
+                    }
+                    b = [first, if two { second } else { first }];
+                }
+                TileOutput::Gated { gate, up, .. } => {
+                    gate(panel, first);
+                    up(panel, second);
+                    b = [first, second];
+                }
+            }
+            if steps == 0 {
+                b = [&[], &[]];
+            }
+            let row_tiles = self.out.rows().div_ceil(ROW_TILE);
+            let mut tile = 0;
+            while tile + 2 <= row_tiles {
+                self.block::<U, 2>(unit, tile, panel, b);
+                tile += 2;
+            }
+            if tile < row_tiles {
+                self.block::<U, 1>(unit, tile, panel, b);
+            }
+            panel += match self.output {
+                TileOutput::Product(..) => 2,
+                TileOutput::Gated { .. } => 1,
+            };
+        }
+        self.scratch.weights = weights;
+    }
+}
+
+impl TileMatmul<'_> {
+    #[inline(always)]
+    fn block<U: TileUnit, const A: usize>(
+        &mut self,
+        unit: U,
+        tile: usize,
+        panel: usize,
+        b: [&[TileWords]; 2],
+    ) {
+        let steps = b[0].len();
+        let mut a = [&[][..]; A];
+        for (i, a) in a.iter_mut().enumerate() {
+            *a = &self.x[(tile + i) * steps..][..steps];
+        }
+        let sums = self.scratch.sums.first_chunk_mut::<A>();
+        let sums = sums.expect("one or two tiles of rows");
+        match steps {
+            0 => *sums = [[TileSums::ZERO; 2]; A],
+            _ => unit.multiply(a, b, sums),
+        }
+        let lanes = unit.lanes();
+        let first = (panel - self.panels.start) * LANES;
+        for (i, sums) in sums.iter().enumerate() {
+            let rows = (tile + i) * ROW_TILE..self.out.rows().min((tile + i + 1) * ROW_TILE);
+            for (r, row) in rows.enumerate() {
+                let to = &mut self.out.row_mut(row)[first..];
+                match &self.output {
+                    TileOutput::Product(_, finish) => {
+                        for (j, to) in to.chunks_mut(LANES).take(2).enumerate() {
+                            let sum = lanes.load(&sums[j].0[r]);
+                            finish.write(lanes, sum, (panel + j) * LANES, to);
+                        }
+                    }
+                    TileOutput::Gated {
+                        bias, activation, ..
+                    } => {
+                        let to = to.chunks_mut(LANES).next().expect("a panel has outputs");
+                        let mut halves = [lanes.load(&sums[0].0[r]), lanes.load(&sums[1].0[r])];
+                        for (half, bias) in halves.iter_mut().zip(bias) {
+                            if let Some(bias) = bias {
+                                let bias = &bias[panel * LANES..][..to.len()];
+                                *half = lanes.add(*half, load_part(lanes, bias));
+                            }
+                        }
+                        let gated = activation.gate(lanes, halves[0], halves[1]);
+                        match to.as_mut_array::<LANES>() {
+                            Some(to) => lanes.store(gated, to),
+                            None => store_part(lanes, gated, to),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rounds up to sixteen rows to tiles; rows and inputs that are not there become zero.
+pub(crate) struct TileRows<'a> {
+    pub x: Rows<'a>,
+    /// `[x.cols() / 32, rounded up]`.
+    pub to: &'a mut [TileWords],
+}
+
+impl LaneKernel for TileRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        for r in 0..ROW_TILE {
+            if r >= self.x.rows() {
+                self.to.iter_mut().for_each(|to| to.0[r] = [bf16::ZERO; 32]);
+                continue;
+            }
+            let row = self.x.row(r);
+            for (from, to) in row.chunks(32).zip(&mut *self.to) {
+                let to = to.0[r].as_chunks_mut::<LANES>().0;
+                let mut padded = [0.0; 32];
+                let from = match from.as_array::<32>() {
+                    Some(from) => from,
+                    None => {
+                        padded[..from.len()].copy_from_slice(from);
+                        &padded
+                    }
+                };
+                for (from, to) in from.as_chunks().0.iter().zip(to) {
+                    lanes.store_bf16(lanes.load(from), to);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,511 @@
+//! Attention: new keys and values into the cache, then every query over the keys that its sequence has there.
+//!
+//! A sequence with few new rows is cut by KV head and by segments of keys, so that one long context keeps all workers
+//! busy; each chunk writes the new keys and values of its own segment first, and results over several segments are merged
+//! in a phase of their own. A sequence with many new rows (a prompt) is cut by KV head and runs of rows, after a phase in
+//! which its keys and values were written.
+
+use super::rows::{Norm, Push, resized};
+use super::{Buffer, Lowering, Op, Part, Phase, Program, Running, Scratch, Sequence, assert_width};
+use crate::cpu::generic::attention::{self as kernel, Into, Merge, SEGMENT, partial_len};
+use crate::cpu::generic::elementwise::{RmsNorm, Rope};
+use crate::cpu::generic::kv_write::{WriteKeys, WriteValues};
+use crate::cpu::isa::LaneIsa;
+use crate::cpu::panel::FloatElement;
+use crate::kv_cache::{KvLayout, WithElement, with_element};
+use crate::rope::RopeTable;
+use crate::tensor::{Rows, RowsMut};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// Causal softmax attention of one layer over the paged cache.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// Layer of the cache.
+    pub layer: usize,
+    /// `[rows, num_heads * head_dim]`.
+    pub query: Buffer,
+    /// `[rows, num_kv_heads * head_dim]`.
+    pub key: Buffer,
+    /// `[rows, num_kv_heads * head_dim]`.
+    pub value: Buffer,
+    /// `[rows, num_heads * head_dim]`.
+    pub out: Buffer,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key/value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Keys that a query sees at most, itself included; `None`: all.
+    pub window: Option<usize>,
+    /// Scores become `cap · tanh(score / cap)`.
+    pub soft_cap: Option<f32>,
+    /// Applied to every query head before it is turned.
+    pub query_norm: Option<Norm>,
+    /// Applied to every key head before it is turned.
+    pub key_norm: Option<Norm>,
+    /// Turns queries and keys by the angles of their positions.
+    pub rope: Option<Arc<RopeTable>>,
+}
+
+/// New rows up to which a sequence is cut by segments of keys.
+const FEW_ROWS: usize = 16;
+
+/// New rows of a longer run that one chunk answers: enough to share the loads of keys, few enough to spread.
+const QUERY_BLOCK: usize = 16;
+
+/// Rows whose keys are turned together.
+const WRITE_ROWS: usize = 64;
+
+/// One chunk of attention.
+struct Item {
+    sequence: usize,
+    kv_head: usize,
+    what: What,
+}
+
+enum What {
+    /// All rows of the sequence over one segment, or over all if there is only one to look at.
+    Segment { segment: usize, of: Range<usize> },
+    /// Some rows of the sequence over all segments.
+    Rows(Range<usize>),
+}
+
+impl Attention {
+    pub(super) fn check(&self, program: &Program) {
+        let (heads, kv_heads) = (self.num_heads, self.num_kv_heads);
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{heads} heads share {kv_heads} kv heads"
+        );
+        for (what, buffer, heads) in [
+            ("query", self.query, heads),
+            ("key", self.key, kv_heads),
+            ("value", self.value, kv_heads),
+            ("out", self.out, heads),
+        ] {
+            assert_width(what, program.width(buffer), heads * self.head_dim);
+        }
+        for norm in self.query_norm.iter().chain(&self.key_norm) {
+            assert_width("norm of heads", norm.weight.len(), self.head_dim);
+        }
+        if let Some(rope) = &self.rope {
+            assert!(rope.rotary_dims() <= self.head_dim, "turns within a head");
+        }
+        assert!(self.window != Some(0), "a window of no keys");
+        assert!(
+            ![self.query, self.key, self.value].contains(&self.out),
+            "results go to another buffer"
+        );
+    }
+
+    fn check_cache(&self, layout: &KvLayout) {
+        assert!(
+            (self.num_kv_heads, self.head_dim) == (layout.num_kv_heads, layout.head_dim)
+                && self.layer < layout.layers,
+            "layer {} of {} kv heads of {} in {layout:?}",
+            self.layer,
+            self.num_kv_heads,
+            self.head_dim
+        );
+    }
+
+    /// Segments that rows of a sequence see; `rows` are counted within it.
+    fn segments(&self, s: &Sequence<'_>, rows: &Range<usize>) -> Range<usize> {
+        let first = s.position() + rows.start + 1;
+        let first = self.window.map_or(0, |window| first.saturating_sub(window));
+        first / SEGMENT..(s.position() + rows.end).div_ceil(SEGMENT)
+    }
+
+    /// Pieces that one KV head of a sequence is cut into.
+    fn pieces(&self, s: &Sequence<'_>) -> usize {
+        match s.query_len {
+            0 => 0,
+            1..=FEW_ROWS => self.segments(s, &(0..s.query_len)).len(),
+            rows => rows.div_ceil(QUERY_BLOCK),
+        }
+    }
+
+    /// Records of partial sums that the results of a sequence go through; none if it is not cut by segments.
+    fn records(&self, s: &Sequence<'_>) -> usize {
+        match self.pieces(s) {
+            pieces if s.query_len <= FEW_ROWS && pieces > 1 => {
+                pieces * s.query_len * self.num_heads
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn phases(&self, lowering: &Lowering<'_>, push: &mut Push<'_>) {
+        self.check_cache(&lowering.layout);
+        let sequences = lowering.sequences;
+        let long = sequences.iter().filter(|s| s.query_len > FEW_ROWS).count();
+        push(Part::WriteCache, 2 * long * self.num_kv_heads, 1);
+        let pieces: usize = sequences.iter().map(|s| self.pieces(s)).sum();
+        push(Part::Attend, pieces * self.num_kv_heads, 1);
+        let cut = |s: &&Sequence<'_>| self.records(s) > 0;
+        let rows: usize = sequences.iter().filter(cut).map(|s| s.query_len).sum();
+        push(Part::Merge, rows * self.num_heads, 1);
+    }
+
+    pub(super) fn run(
+        &self,
+        running: &Running<'_>,
+        phase: &Phase,
+        chunk: usize,
+        scratch: &mut Scratch,
+    ) {
+        let dtype = running.cells.layout().dtype;
+        match phase.part {
+            Part::Merge => self.merge(running, chunk),
+            part => with_element(
+                dtype,
+                Run {
+                    attention: self,
+                    running,
+                    part,
+                    chunk,
+                    scratch,
+                },
+            ),
+        }
+    }
+
+    /// The chunk's share of a phase of attention. Late rows of a prompt see more keys and come first, so that no long
+    /// chunk is left for the end.
+    fn item(&self, sequences: &[Sequence<'_>], mut chunk: usize) -> Item {
+        for (i, s) in sequences.iter().enumerate() {
+            let pieces = self.pieces(s);
+            if chunk >= pieces * self.num_kv_heads {
+                chunk -= pieces * self.num_kv_heads;
+                continue;
+            }
+            let (piece, kv_head) = (chunk / self.num_kv_heads, chunk % self.num_kv_heads);
+            let what = if s.query_len <= FEW_ROWS {
+                let of = self.segments(s, &(0..s.query_len));
+                What::Segment {
+                    segment: of.start + piece,
+                    of,
+                }
+            } else {
+                let first = (pieces - 1 - piece) * QUERY_BLOCK;
+                What::Rows(first..s.query_len.min(first + QUERY_BLOCK))
+            };
+            return Item {
+                sequence: i,
+                kv_head,
+                what,
+            };
+        }
+        unreachable!("the chunks of a phase are those of its sequences")
+    }
+
+    /// First record of a sequence.
+    fn first_record(&self, sequences: &[Sequence<'_>], sequence: usize) -> usize {
+        sequences[..sequence].iter().map(|s| self.records(s)).sum()
+    }
+
+    /// Merges one row and head.
+    fn merge(&self, running: &Running<'_>, chunk: usize) {
+        let sequences = running.step.sequences;
+        let (mut row, head) = (chunk / self.num_heads, chunk % self.num_heads);
+        let mut cut = sequences
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| self.records(s) > 0);
+        let (i, s) = loop {
+            let (i, s) = cut.next().expect("the chunks are those of its sequences");
+            match row < s.query_len {
+                true => break (i, s),
+                false => row -= s.query_len,
+            }
+        };
+        let len = partial_len(self.head_dim);
+        let first = self.first_record(sequences, i);
+        let heads = self.num_heads / self.num_kv_heads;
+        let partials: Vec<&[f32]> = (0..self.pieces(s))
+            .map(|piece| {
+                // As `attend` numbers them: `[segment][kv head][row][head]`.
+                let record = (piece * self.num_kv_heads + head / heads) * s.query_len + row;
+                let record = first + record * heads + head % heads;
+                // SAFETY: written in the phase before, and by nobody in this one.
+                unsafe { &*running.partial.part(record * len..(record + 1) * len) }
+            })
+            .collect();
+        let row = s.query_start + row;
+        let cols = head * self.head_dim..(head + 1) * self.head_dim;
+        // SAFETY: each chunk has a row and head of its own.
+        let mut out = unsafe { running.part(self.out, row..row + 1, cols) };
+        running.bound.attention_decode.run(Merge {
+            partials: &partials,
+            out: out.row_mut(0),
+        });
+    }
+}
+
+struct Run<'a, 'b> {
+    attention: &'a Attention,
+    running: &'a Running<'b>,
+    part: Part,
+    chunk: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl WithElement for Run<'_, '_> {
+    type Output = ();
+
+    fn with<E: FloatElement>(mut self) {
+        let sequences = self.running.step.sequences;
+        if self.part == Part::WriteCache {
+            let kv_heads = self.attention.num_kv_heads;
+            let (n, half) = (self.chunk / 2, self.chunk % 2);
+            let mut long = sequences.iter().filter(|s| s.query_len > FEW_ROWS);
+            let s = long
+                .nth(n / kv_heads)
+                .expect("the chunks are those of its sequences");
+            match half {
+                0 => self.write_keys::<E>(s, n % kv_heads, 0..s.query_len),
+                _ => self.write_values::<E>(s, n % kv_heads, 0..s.query_len),
+            }
+            return;
+        }
+        let Item {
+            sequence,
+            kv_head,
+            what,
+        } = self.attention.item(sequences, self.chunk);
+        let s = &sequences[sequence];
+        match what {
+            What::Rows(rows) => {
+                let segments = self.attention.segments(s, &rows);
+                self.attend::<E>(s, kv_head, rows, segments, None);
+            }
+            What::Segment { segment, of } => {
+                let new = s.position()..s.context_len;
+                let keys = segment * SEGMENT..(segment + 1) * SEGMENT;
+                let mine = new.start.max(keys.start)..new.end.min(keys.end);
+                if !mine.is_empty() {
+                    let rows = mine.start - s.position()..mine.end - s.position();
+                    self.write_keys::<E>(s, kv_head, rows.clone());
+                    self.write_values::<E>(s, kv_head, rows);
+                }
+                let rows = 0..s.query_len;
+                if of.len() == 1 {
+                    self.attend::<E>(s, kv_head, rows, of, None);
+                } else {
+                    let piece = segment - of.start;
+                    let record = (piece * self.attention.num_kv_heads + kv_head) * s.query_len;
+                    let heads = self.attention.num_heads / self.attention.num_kv_heads;
+                    let first = self.attention.first_record(sequences, sequence);
+                    let record = first + record * heads;
+                    self.attend::<E>(s, kv_head, rows, segment..segment + 1, Some(record));
+                }
+            }
+        }
+    }
+}
+
+impl Run<'_, '_> {
+    fn lanes(&self) -> LaneIsa {
+        self.running.bound.elementwise
+    }
+
+    /// Heads of some rows out of a buffer, normalised and turned, `[rows][cols]` in the scratch.
+    fn heads(
+        &mut self,
+        buffer: Buffer,
+        s: &Sequence<'_>,
+        rows: &Range<usize>,
+        cols: Range<usize>,
+        norm: Option<&Norm>,
+    ) {
+        // SAFETY: no phase of attention writes queries, keys or values.
+        let from = unsafe { self.running.read(buffer) };
+        let rows_of_step = s.query_start + rows.start..s.query_start + rows.end;
+        let from = from.slice(rows_of_step).columns(cols.clone());
+        let (count, width, head_dim) = (rows.len(), cols.len(), self.attention.head_dim);
+        let lanes = self.lanes();
+        let Scratch {
+            rows: to,
+            more,
+            positions,
+            ..
+        } = &mut *self.scratch;
+        let to = resized(to, count * width);
+        for (row, to) in to.chunks_exact_mut(width).enumerate() {
+            to.copy_from_slice(from.row(row));
+        }
+        if let Some(norm) = norm {
+            let normed = resized(more, count * width);
+            let heads = count * width / head_dim;
+            lanes.run(RmsNorm {
+                x: Rows::new(to, heads, head_dim),
+                weight: &norm.weight,
+                eps: norm.eps,
+                out: RowsMut::new(normed, heads, head_dim),
+            });
+            to.copy_from_slice(normed);
+        }
+        if let Some(table) = &self.attention.rope {
+            positions.clear();
+            positions.extend(rows.clone().map(|row| (s.position() + row) as u32));
+            lanes.run(Rope {
+                x: RowsMut::new(to, count, width),
+                head_dim,
+                table,
+                positions,
+            });
+        }
+    }
+
+    fn write_keys<E: FloatElement>(
+        &mut self,
+        s: &Sequence<'_>,
+        kv_head: usize,
+        rows: Range<usize>,
+    ) {
+        let head_dim = self.attention.head_dim;
+        for first in rows.clone().step_by(WRITE_ROWS) {
+            let rows = first..rows.end.min(first + WRITE_ROWS);
+            let cols = kv_head * head_dim..(kv_head + 1) * head_dim;
+            let norm = self.attention.key_norm.as_ref();
+            self.heads(self.attention.key, s, &rows, cols, norm);
+            self.lanes().run(WriteKeys::<E> {
+                cells: &self.running.cells,
+                layer: self.attention.layer,
+                kv_head,
+                block_table: s.block_table,
+                position: s.position() + rows.start,
+                rows: Rows::new(
+                    &self.scratch.rows[..rows.len() * head_dim],
+                    rows.len(),
+                    head_dim,
+                ),
+                element: PhantomData,
+            });
+        }
+    }
+
+    fn write_values<E: FloatElement>(
+        &mut self,
+        s: &Sequence<'_>,
+        kv_head: usize,
+        rows: Range<usize>,
+    ) {
+        let head_dim = self.attention.head_dim;
+        // SAFETY: no phase of attention writes queries, keys or values.
+        let values = unsafe { self.running.read(self.attention.value) };
+        let rows_of_step = s.query_start + rows.start..s.query_start + rows.end;
+        let cols = kv_head * head_dim..(kv_head + 1) * head_dim;
+        self.lanes().run(WriteValues::<E> {
+            cells: &self.running.cells,
+            layer: self.attention.layer,
+            kv_head,
+            block_table: s.block_table,
+            position: s.position() + rows.start,
+            rows: values.slice(rows_of_step).columns(cols),
+            element: PhantomData,
+        });
+    }
+
+    /// Attention of some rows of a sequence and the heads of one KV head: results to their buffer, or partial sums from
+    /// `record` on.
+    fn attend<E: FloatElement>(
+        &mut self,
+        s: &Sequence<'_>,
+        kv_head: usize,
+        rows: Range<usize>,
+        segments: Range<usize>,
+        record: Option<usize>,
+    ) {
+        let attention = self.attention;
+        let heads = attention.num_heads / attention.num_kv_heads;
+        let width = heads * attention.head_dim;
+        let cols = kv_head * width..(kv_head + 1) * width;
+        let norm = attention.query_norm.as_ref();
+        self.heads(attention.query, s, &rows, cols.clone(), norm);
+        let len = partial_len(attention.head_dim);
+        let records = record.map(|first| first * len..(first + rows.len() * heads) * len);
+        let into = match records {
+            // SAFETY: each chunk has records of its own.
+            Some(range) => Into::Partial(unsafe { self.running.partial.part(range) }),
+            None => {
+                let rows = s.query_start + rows.start..s.query_start + rows.end;
+                // SAFETY: the chunks are different pairs of rows and KV head, so their parts have no common element.
+                Into::Out(unsafe { self.running.part(attention.out, rows, cols) })
+            }
+        };
+        let isa = match s.query_len {
+            1 => self.running.bound.attention_decode,
+            _ => self.running.bound.attention_prefill,
+        };
+        isa.run(kernel::Attention {
+            // SAFETY: what the chunk reads was written in the phase before or by itself.
+            layer: unsafe { self.running.cells.layer::<E>(attention.layer) },
+            kv_head,
+            block_table: s.block_table,
+            position: s.position() + rows.start,
+            heads,
+            scale: attention.scale,
+            window: attention.window,
+            soft_cap: attention.soft_cap,
+            q: Rows::new(&self.scratch.rows[..rows.len() * width], rows.len(), width),
+            segments,
+            into,
+        });
+    }
+}
+
+/// Partial sums over segments.
+#[derive(Default)]
+pub(super) struct Partials(Vec<f32>);
+
+impl Partials {
+    /// Makes room for whatever the operations need.
+    pub fn reserve(&mut self, ops: &[&Op], lowering: &Lowering<'_>) {
+        for op in ops {
+            if let Op::Attention(attention) = op {
+                let records = attention.first_record(lowering.sequences, lowering.sequences.len());
+                let len = records * partial_len(attention.head_dim);
+                if self.0.len() < len {
+                    self.0.resize(len, 0.0);
+                }
+            }
+        }
+    }
+
+    pub fn shared(&mut self) -> SharedPartials<'_> {
+        SharedPartials {
+            start: NonNull::from(&mut self.0[..]).cast(),
+            len: self.0.len(),
+            lifetime: PhantomData,
+        }
+    }
+}
+
+/// Partial sums that several workers write and, a phase later, read.
+pub(super) struct SharedPartials<'a> {
+    start: NonNull<f32>,
+    len: usize,
+    lifetime: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: stands for an exclusive borrow of numbers; access is by an unsafe function whose caller promises that there is
+// no race.
+unsafe impl Sync for SharedPartials<'_> {}
+
+impl SharedPartials<'_> {
+    /// # Safety
+    /// While the part lives, nobody else writes it, and nobody reads it unless it is only read.
+    #[allow(clippy::mut_from_ref, reason = "that is the caller's promise")]
+    unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "in room");
+        // SAFETY: within the vector; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
+    }
+}

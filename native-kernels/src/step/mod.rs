@@ -1,0 +1,614 @@
+//! A step of a model: operations over buffers, described once, then run by all workers in one dispatch a step.
+//!
+//! A [`Program`] holds the operations in order and the buffers that they read and write, one row a token. For each step,
+//! every operation becomes one or a few **phases** (see [`Workers::run_phases`]), each cut into chunks that write
+//! disjoint parts of the buffers. Nothing is decided here: which kernel multiplies which format was bound to the plan.
+//!
+//! **Invariant** (on which the `unsafe` of this module rests): in a phase, an element of a buffer, of the prepared
+//! activations or of the cache is either written by exactly one chunk and read by no other, or written by none. Phases
+//! are separated in time. A chunk's scratch is its worker's own.
+
+mod activations;
+mod attention;
+mod linear;
+mod mixture;
+mod rows;
+
+pub use crate::cpu::generic::elementwise::Activation;
+pub use attention::Attention;
+pub use linear::{Linear, Output, Weights};
+pub use mixture::{Expert, Mixture};
+pub use rows::Norm;
+
+use crate::bind::Bound;
+use crate::kernel_set::KernelSet;
+use crate::kv_cache::{KvCache, KvCells};
+use crate::matrix::Matrix;
+use crate::tensor::{Rows, RowsMut};
+use crate::workers::Workers;
+use activations::{Prepared, Shared};
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A buffer of a program: rows of one width, one for each token of a step (or for each row whose logits are wanted).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer(usize);
+
+/// Sequences that take part in a step, and what goes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// `[rows]`: tokens, those of a sequence side by side.
+    pub tokens: &'a [u32],
+    /// The sequences, in the order of their rows.
+    pub sequences: &'a [Sequence<'a>],
+    /// Rows whose logits are wanted.
+    pub wanted: &'a [usize],
+}
+
+/// The rows of one sequence: row `i` of them stands at position `context_len - query_len + i`, attends to every position
+/// up to its own, and its key and value go to that position in the blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequence<'a> {
+    /// First row of the step.
+    pub query_start: usize,
+    /// Rows of the step.
+    pub query_len: usize,
+    /// Keys of the sequence, those of these rows included.
+    pub context_len: usize,
+    /// Blocks of the cache, by position.
+    pub block_table: &'a [u32],
+}
+
+impl Sequence<'_> {
+    /// Position of the first row.
+    fn position(&self) -> usize {
+        self.context_len - self.query_len
+    }
+}
+
+/// Operations in order, and their buffers.
+pub struct Program {
+    buffers: Vec<Storage>,
+    body: Vec<Op>,
+    head: Vec<Op>,
+    scratch: Vec<Scratch>,
+    shared: Prepared,
+    partial: attention::Partials,
+    mixture: mixture::Room,
+    serial: u64,
+    /// Nanoseconds of every phase of the last step while times are taken: its operation and part, and the sum over its
+    /// chunks.
+    times: Option<Vec<(String, u64)>>,
+}
+
+struct Storage {
+    width: usize,
+    /// Of the rows whose logits are wanted, and not of all.
+    wanted: bool,
+    rows: Vec<f32>,
+}
+
+/// One operation.
+enum Op {
+    Embed(rows::Embed),
+    Gather(rows::Gather),
+    AddNormed(rows::AddNormed),
+    Linear(Linear),
+    Mixture(Mixture),
+    Attention(Attention),
+    SoftCap(rows::SoftCap),
+}
+
+/// Chunks of one operation that may run at the same time.
+#[derive(Clone, Copy, Debug)]
+struct Phase {
+    op: usize,
+    part: Part,
+    chunks: u32,
+    /// Rows, panels or queries of a chunk, whatever the operation counts.
+    size: usize,
+}
+
+/// What of its operation a phase does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// All of it.
+    Whole,
+    /// Activations for a product, once for everybody.
+    Prepare,
+    /// Products of activations that each worker prepares for itself.
+    MultiplyOwn,
+    /// Products of activations that were prepared for everybody.
+    MultiplyShared,
+    /// New keys and values.
+    WriteCache,
+    /// Attention; new keys and values of short runs of rows are written on the way.
+    Attend,
+    /// Partial results over ranges of keys into one.
+    Merge,
+    /// Which experts a row goes through.
+    Route,
+    /// First halves of the experts.
+    Gates,
+    /// Second halves of the experts.
+    Downs,
+    /// Results of the experts into their rows.
+    Combine,
+}
+
+/// Rows whose logits are computed together: enough to share the head's weights, few enough to stay small.
+pub const LOGIT_ROWS: usize = 32;
+
+impl Program {
+    /// A program without operations.
+    pub fn new() -> Self {
+        Self {
+            buffers: Vec::new(),
+            body: Vec::new(),
+            head: Vec::new(),
+            scratch: Vec::new(),
+            shared: Prepared::default(),
+            partial: attention::Partials::default(),
+            mixture: mixture::Room::default(),
+            serial: 0,
+            times: None,
+        }
+    }
+
+    /// A buffer with a row of `width` elements for each token.
+    pub fn buffer(&mut self, width: usize) -> Buffer {
+        self.add_buffer(width, false)
+    }
+
+    /// A buffer with a row of `width` elements for each row whose logits are wanted.
+    pub fn wanted_buffer(&mut self, width: usize) -> Buffer {
+        self.add_buffer(width, true)
+    }
+
+    fn add_buffer(&mut self, width: usize, wanted: bool) -> Buffer {
+        self.buffers.push(Storage {
+            width,
+            wanted,
+            rows: Vec::new(),
+        });
+        Buffer(self.buffers.len() - 1)
+    }
+
+    /// Width of the rows of a buffer.
+    pub fn width(&self, buffer: Buffer) -> usize {
+        self.buffers[buffer.0].width
+    }
+
+    /// `to[i] = scale * table[tokens[i]]`, dequantised from the packed panels, so that one copy serves an embedding and a
+    /// tied head.
+    ///
+    /// **Shapes**: `table: [vocabulary, n]`, `to: [rows, n]`.
+    pub fn embed(&mut self, table: Arc<Matrix>, scale: f32, to: Buffer) {
+        assert_width("to", self.width(to), table.cols());
+        self.push(to, Op::Embed(rows::Embed { table, scale, to }));
+    }
+
+    /// The rows of `from` that are wanted, in their order.
+    pub fn gather(&mut self, from: Buffer, to: Buffer) {
+        assert_width("to", self.width(to), self.width(from));
+        assert!(
+            self.buffers[to.0].wanted && !self.buffers[from.0].wanted,
+            "gathers wanted rows out of all"
+        );
+        self.push(to, Op::Gather(rows::Gather { from, to }));
+    }
+
+    /// `to += norm(from)`.
+    pub fn add_normed(&mut self, from: Buffer, norm: Norm, to: Buffer) {
+        assert_width("from", self.width(from), norm.weight.len());
+        assert_width("to", self.width(to), norm.weight.len());
+        assert!(from != to, "from one buffer to another");
+        self.push(to, Op::AddNormed(rows::AddNormed { from, norm, to }));
+    }
+
+    /// `x = cap * tanh(x / cap)`.
+    pub fn soft_cap(&mut self, x: Buffer, cap: f32) {
+        self.push(x, Op::SoftCap(rows::SoftCap { x, cap }));
+    }
+
+    /// Products of the same activations with one or several matrices.
+    pub fn linear(&mut self, linear: Linear) {
+        linear.check(self);
+        self.push(linear.from, Op::Linear(linear));
+    }
+
+    /// A mixture of experts.
+    pub fn mixture(&mut self, mixture: Mixture) {
+        mixture.check(self);
+        self.push(mixture.from, Op::Mixture(mixture));
+    }
+
+    /// Attention over the cache.
+    pub fn attention(&mut self, attention: Attention) {
+        attention.check(self);
+        self.push(attention.query, Op::Attention(attention));
+    }
+
+    fn push(&mut self, buffer: Buffer, op: Op) {
+        match self.buffers[buffer.0].wanted {
+            true => self.head.push(op),
+            false => self.body.push(op),
+        }
+    }
+
+    /// Begins to take times, or hands over what was taken.
+    pub fn take_times(&mut self) -> Vec<(String, u64)> {
+        self.times.replace(Vec::new()).unwrap_or_default()
+    }
+
+    /// Bytes of the matrices, each counted once.
+    pub fn weight_bytes(&self) -> usize {
+        let mut seen: Vec<*const Matrix> = Vec::new();
+        let mut bytes = 0;
+        for op in self.body.iter().chain(&self.head) {
+            let matrices: Vec<&Arc<Matrix>> = match op {
+                Op::Embed(embed) => vec![&embed.table],
+                Op::Linear(linear) => linear.matrices().collect(),
+                Op::Mixture(mixture) => mixture.matrices().collect(),
+                _ => vec![],
+            };
+            for matrix in matrices {
+                if !seen.contains(&Arc::as_ptr(matrix)) {
+                    seen.push(Arc::as_ptr(matrix));
+                    bytes += matrix.bytes();
+                }
+            }
+        }
+        bytes
+    }
+
+    /// The first `rows` rows of a buffer.
+    pub fn rows(&self, buffer: Buffer, rows: usize) -> Rows<'_> {
+        let storage = &self.buffers[buffer.0];
+        Rows::new(&storage.rows[..rows * storage.width], rows, storage.width)
+    }
+
+    /// The first `rows` rows of a buffer, to write.
+    pub fn rows_mut(&mut self, buffer: Buffer, rows: usize) -> RowsMut<'_> {
+        let storage = &mut self.buffers[buffer.0];
+        storage.reserve(rows);
+        let width = storage.width;
+        RowsMut::new(&mut storage.rows[..rows * width], rows, width)
+    }
+
+    /// The elements of the first `rows` rows of a buffer, to write.
+    pub fn slice_mut(&mut self, buffer: Buffer, rows: usize) -> &mut [f32] {
+        let storage = &mut self.buffers[buffer.0];
+        &mut storage.rows[..rows * storage.width]
+    }
+
+    /// Runs a step. For every [`LOGIT_ROWS`] wanted rows, `on_wanted` is called with their range in [`Step::wanted`];
+    /// what the operations left in buffers of wanted rows is there then.
+    ///
+    /// **Panics** if sequences overlap or are out of order, a table is too short or names a block that the cache does not
+    /// have, a token is beyond the vocabulary, a position beyond a table of angles, or a block that is written belongs
+    /// to two sequences.
+    pub fn run(
+        &mut self,
+        kernels: &KernelSet,
+        workers: &Workers,
+        step: &Step<'_>,
+        cache: &mut KvCache,
+        on_wanted: &mut dyn FnMut(&mut Self, Range<usize>),
+    ) {
+        check_step(step, cache);
+        let mut wanted = 0..step.wanted.len().min(LOGIT_ROWS);
+        self.run_ops(kernels, workers, step, cache, (true, wanted.clone()));
+        while !wanted.is_empty() {
+            on_wanted(self, wanted.clone());
+            wanted = wanted.end..step.wanted.len().min(wanted.end + LOGIT_ROWS);
+            if !wanted.is_empty() {
+                self.run_ops(kernels, workers, step, cache, (false, wanted.clone()));
+            }
+        }
+    }
+
+    fn run_ops(
+        &mut self,
+        kernels: &KernelSet,
+        workers: &Workers,
+        step: &Step<'_>,
+        cache: &mut KvCache,
+        (body, wanted): (bool, Range<usize>),
+    ) {
+        let rows = step.tokens.len();
+        let ops: Vec<&Op> = match body {
+            true => self.body.iter().chain(&self.head).collect(),
+            false => self.head.iter().collect(),
+        };
+        let head_from = if body { self.body.len() } else { 0 };
+        let lowering = Lowering {
+            workers: workers.len(),
+            sequences: step.sequences,
+            layout: *cache.layout(),
+        };
+        let mut phases = Vec::with_capacity(6 * ops.len());
+        for (op, what) in ops.iter().enumerate() {
+            let m = if op < head_from { rows } else { wanted.len() };
+            if m > 0 {
+                what.phases(&lowering, op, m, &mut phases);
+            }
+        }
+        for storage in &mut self.buffers {
+            storage.reserve(if storage.wanted { wanted.len() } else { rows });
+        }
+        self.scratch.resize_with(workers.len(), Scratch::default);
+        self.shared
+            .reserve(&ops, kernels.bound(), rows.max(wanted.len()));
+        self.partial.reserve(&ops, &lowering);
+        self.mixture.reserve(&ops, rows);
+        // No two phases have the same number, of whatever steps: a worker knows what it prepared by it.
+        let serial = self.serial + 1;
+        self.serial += phases.len() as u64;
+        let running = Running {
+            bound: kernels.bound(),
+            step,
+            wanted: &step.wanted[wanted.clone()],
+            views: self
+                .buffers
+                .iter_mut()
+                .map(|storage| {
+                    let m = if storage.wanted { wanted.len() } else { rows };
+                    RowsMut::new(&mut storage.rows[..m * storage.width], m, storage.width)
+                })
+                .collect(),
+            cells: KvCells::new(cache),
+            shared: Shared::new(&mut self.shared),
+            partial: self.partial.shared(),
+            mixture: self.mixture.shared(),
+            scratch: Scratches::new(&mut self.scratch),
+        };
+        let counts: Vec<u32> = phases.iter().map(|phase| phase.chunks).collect();
+        let times: Vec<_> = match self.times {
+            Some(_) => phases.iter().map(|_| AtomicU64::new(0)).collect(),
+            None => Vec::new(),
+        };
+        workers.run_phases(&counts, &|number, chunk, worker| {
+            let phase = &phases[number];
+            // SAFETY: chunks that overlap have different workers.
+            let scratch = unsafe { running.scratch.of(worker) };
+            scratch.serial = serial + number as u64;
+            let begin = times.get(number).map(|_| Instant::now());
+            ops[phase.op].run(&running, phase, chunk, scratch);
+            if let Some(begin) = begin {
+                times[number].fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            }
+        });
+        let named = phases.iter().zip(times).map(|(phase, time)| {
+            let name = format!("{} {:?} {}", ops[phase.op].name(), phase.part, phase.op % 5);
+            (name, time.into_inner())
+        });
+        let named: Vec<_> = named.collect();
+        if let Some(times) = &mut self.times {
+            times.extend(named);
+        }
+    }
+}
+
+impl Default for Program {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program")
+            .field("buffers", &self.buffers.len())
+            .field("operations", &(self.body.len() + self.head.len()))
+            .finish()
+    }
+}
+
+impl Storage {
+    /// Room for `rows` rows; new ones are zero.
+    fn reserve(&mut self, rows: usize) {
+        let len = rows * self.width;
+        if self.rows.len() < len {
+            self.rows.resize(len, 0.0);
+        }
+    }
+}
+
+/// What the number of chunks depends on.
+struct Lowering<'a> {
+    workers: usize,
+    sequences: &'a [Sequence<'a>],
+    layout: crate::kv_cache::KvLayout,
+}
+
+/// What a running chunk can reach.
+struct Running<'a> {
+    bound: &'a Bound,
+    step: &'a Step<'a>,
+    wanted: &'a [usize],
+    views: Vec<RowsMut<'a>>,
+    cells: KvCells<'a>,
+    shared: Shared<'a>,
+    partial: attention::SharedPartials<'a>,
+    mixture: mixture::SharedRoom<'a>,
+    scratch: Scratches<'a>,
+}
+
+impl Running<'_> {
+    /// A buffer, to read.
+    ///
+    /// # Safety
+    /// No chunk of the running phase writes the buffer.
+    unsafe fn read(&self, buffer: Buffer) -> Rows<'_> {
+        // SAFETY: as the caller promises.
+        unsafe { self.views[buffer.0].read() }
+    }
+
+    /// A part of a buffer, to write.
+    ///
+    /// # Safety
+    /// No other chunk of the running phase reads or writes an element of it.
+    unsafe fn part(&self, buffer: Buffer, rows: Range<usize>, cols: Range<usize>) -> RowsMut<'_> {
+        // SAFETY: as the caller promises.
+        unsafe { self.views[buffer.0].part(rows, cols) }
+    }
+
+    fn rows_of(&self, buffer: Buffer) -> usize {
+        self.views[buffer.0].rows()
+    }
+}
+
+/// Memory of one worker, kept from step to step.
+#[derive(Default)]
+struct Scratch {
+    /// Number of the phase that runs.
+    serial: u64,
+    /// Number of the phase, and the expert, for which `own` was prepared.
+    prepared: (u64, usize),
+    own: Prepared,
+    gathered: Vec<f32>,
+    rows: Vec<f32>,
+    more: Vec<f32>,
+    positions: Vec<u32>,
+    tiles: crate::cpu::generic::tile_matmul::TileScratch,
+}
+
+/// The scratch of every worker.
+struct Scratches<'a>(&'a [UnsafeCell<Scratch>]);
+
+// SAFETY: a worker reaches its own scratch only (see `of`), and `Scratch` is `Send`.
+unsafe impl Sync for Scratches<'_> {}
+
+impl<'a> Scratches<'a> {
+    fn new(scratch: &'a mut [Scratch]) -> Self {
+        let cells: *mut [Scratch] = scratch;
+        // SAFETY: `UnsafeCell<T>` has the layout of `T`, and the slice is borrowed exclusively for `'a`.
+        Self(unsafe { &*(cells as *const [UnsafeCell<Scratch>]) })
+    }
+
+    /// # Safety
+    /// While what is returned lives, nobody asks for the same worker's again.
+    #[allow(clippy::mut_from_ref, reason = "that is the caller's promise")]
+    unsafe fn of(&self, worker: usize) -> &mut Scratch {
+        // SAFETY: as the caller promises.
+        unsafe { &mut *self.0[worker].get() }
+    }
+}
+
+impl Op {
+    fn name(&self) -> &'static str {
+        match self {
+            Op::Embed(_) => "embed",
+            Op::Gather(_) => "gather",
+            Op::AddNormed(_) => "norm",
+            Op::Linear(_) => "matmul",
+            Op::Mixture(_) => "experts",
+            Op::Attention(_) => "attention",
+            Op::SoftCap(_) => "soft cap",
+        }
+    }
+
+    fn phases(&self, lowering: &Lowering<'_>, op: usize, m: usize, out: &mut Vec<Phase>) {
+        let mut push = |part, chunks: usize, size| {
+            out.push(Phase {
+                op,
+                part,
+                chunks: u32::try_from(chunks).expect("fewer than 2^32 chunks"),
+                size,
+            });
+        };
+        match self {
+            Op::Embed(embed) => embed.phases(lowering, m, &mut push),
+            Op::Gather(gather) => gather.phases(lowering, m, &mut push),
+            Op::AddNormed(add) => add.phases(lowering, m, &mut push),
+            Op::SoftCap(cap) => cap.phases(lowering, m, &mut push),
+            Op::Linear(linear) => linear.phases(lowering, m, &mut push),
+            Op::Mixture(mixture) => mixture.phases(lowering, m, &mut push),
+            Op::Attention(attention) => attention.phases(lowering, &mut push),
+        }
+    }
+
+    fn run(&self, running: &Running<'_>, phase: &Phase, chunk: usize, scratch: &mut Scratch) {
+        match self {
+            Op::Embed(embed) => embed.run(running, phase, chunk),
+            Op::Gather(gather) => gather.run(running, phase, chunk),
+            Op::AddNormed(add) => add.run(running, phase, chunk, scratch),
+            Op::SoftCap(cap) => cap.run(running, phase, chunk),
+            Op::Linear(linear) => linear.run(running, phase, chunk, scratch),
+            Op::Mixture(mixture) => mixture.run(running, phase, chunk, scratch),
+            Op::Attention(attention) => attention.run(running, phase, chunk, scratch),
+        }
+    }
+}
+
+/// Rows `chunk * size ..`, at most to `rows`.
+fn rows_of_chunk(chunk: usize, size: usize, rows: usize) -> Range<usize> {
+    (chunk * size).min(rows)..((chunk + 1) * size).min(rows)
+}
+
+fn assert_width(what: &str, found: usize, expected: usize) {
+    assert!(
+        found == expected,
+        "{what}: rows of {found}, expected {expected}"
+    );
+}
+
+fn check_step(step: &Step<'_>, cache: &KvCache) {
+    let layout = cache.layout();
+    let rows = step.tokens.len();
+    let mut next = 0;
+    for (i, s) in step.sequences.iter().enumerate() {
+        assert!(
+            s.query_start >= next && s.query_len <= rows && s.query_start <= rows - s.query_len,
+            "sequence {i}: {} rows from {} on, after {next} and within {rows}",
+            s.query_len,
+            s.query_start,
+        );
+        next = s.query_start + s.query_len;
+        assert!(
+            s.query_len <= s.context_len,
+            "sequence {i}: {} queries in a context of {}",
+            s.query_len,
+            s.context_len
+        );
+        let blocks = s.context_len.div_ceil(layout.block_size);
+        let table = s.block_table.get(..blocks);
+        let table = table
+            .unwrap_or_else(|| panic!("sequence {i}: {} blocks of {blocks}", s.block_table.len()));
+        let beyond = table.iter().find(|b| **b as usize >= layout.num_blocks);
+        assert!(
+            beyond.is_none(),
+            "sequence {i}: block {beyond:?} of {}",
+            layout.num_blocks
+        );
+    }
+    check_writers(step, layout.block_size);
+    let beyond = step.wanted.iter().find(|row| **row >= rows);
+    assert!(beyond.is_none(), "wanted row {beyond:?} of {rows}");
+}
+
+/// **Panics** if a block that a sequence writes stands in another place as well.
+fn check_writers(step: &Step<'_>, block_size: usize) {
+    let mut written: Vec<u32> = Vec::new();
+    for s in step.sequences.iter().filter(|s| s.query_len > 0) {
+        let blocks = s.position() / block_size..s.context_len.div_ceil(block_size);
+        written.extend(&s.block_table[blocks]);
+    }
+    written.sort_unstable();
+    let twice = written.windows(2).find(|pair| pair[0] == pair[1]);
+    assert!(twice.is_none(), "block {twice:?} is written twice");
+    for (i, s) in step.sequences.iter().enumerate() {
+        let only_read = &s.block_table[..s.position() / block_size];
+        let both = only_read
+            .iter()
+            .find(|block| written.binary_search(block).is_ok());
+        assert!(
+            both.is_none(),
+            "sequence {i} reads block {both:?}, which is written in this step"
+        );
+    }
+}
