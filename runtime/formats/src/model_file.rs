@@ -77,11 +77,10 @@ fn open_gguf(path: &Path) -> Result<ModelFile, FormatError> {
         Some(info) => read(&files, info).map(|bytes| Some(dequantize(info, &bytes))),
         None => Ok(None),
     };
-    let short = values("rope_factors_short.weight").map_err(at)?;
-    let long = values("rope_factors_long.weight").map_err(at)?;
     let factors = gguf::Factors {
         plain: values("rope_freqs.weight").map_err(at)?,
-        short_and_long: short.zip(long),
+        short: values("rope_factors_short.weight").map_err(at)?,
+        long: values("rope_factors_long.weight").map_err(at)?,
     };
     let config = gguf::model_config(&gguf, factors).map_err(at)?;
     let tensors = Tensors::new(std::mem::take(&mut gguf.tensors), &config).map_err(at)?;
@@ -218,7 +217,9 @@ impl ModelFile {
             num_kv_heads: config.num_kv_heads as u32,
             layers: config.num_layers as u32,
             hidden_size: config.hidden_size as u32,
-            intermediate_size: config.intermediate_size as u32,
+            intermediate_size: config.experts.map_or(config.intermediate_size, |experts| {
+                experts.intermediate_size
+            }) as u32,
             vocab_size: config.vocab_size as u32,
             max_len: config.context_length as u32,
             mla: None,

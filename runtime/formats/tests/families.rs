@@ -6,6 +6,8 @@ use plinth_formats::{
     convert, open,
 };
 use plinth_kernels::Format;
+use proptest::prelude::*;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -108,8 +110,7 @@ fn what_is_special_about_a_family_is_in_its_configuration() {
     assert_eq!((qwen2.rope.base, qwen2.qk_norm), (1e6, false));
     assert_eq!(qwen2.attention_scale, 1.0 / 8f32.sqrt());
     assert_eq!((qwen2.embedding_scale, qwen2.rope_magnitude), (1.0, 1.0));
-    // The file has one, and says that it does not count.
-    assert_eq!(qwen2.sliding_window, None);
+    assert_eq!(qwen2.reach, [Reach::All; 2]);
 
     let qwen3 = config("qwen3");
     assert_eq!((qwen3.qk_norm, qwen3.head_dim), (true, 16));
@@ -263,5 +264,207 @@ fn a_requantised_gguf_file_keeps_its_family() {
         let again = open(&path).expect("it opens");
         assert_eq!(again.config(), gguf.config(), "{family}");
         assert_same_tensors(&again, &gguf);
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_refused_by_architecture() {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    for (family, found) in [
+        ("gemma3", "found gemma3"),
+        ("phi3", "found phi3"),
+        ("mixtral", "a mixture of experts"),
+    ] {
+        for model in <[ModelFile; 2]>::from(both(family)) {
+            let written =
+                convert::convert(&model, &work.path().join("out"), Format::BF16, &|_, _| {});
+            let error = written.expect_err("no such folder is written").to_string();
+            assert!(error.contains(found), "{error}");
+        }
+    }
+    let left = std::fs::read_dir(work.path()).expect("it can be listed");
+    assert_eq!(left.count(), 0);
+}
+
+/// The configuration of a copy of a folder whose `config.json` was changed.
+fn changed(family: &str, change: impl FnOnce(&mut Value)) -> ModelConfig {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let copy = with_tokenizer(family, work.path());
+    let path = copy.join("config.json");
+    let bytes = std::fs::read(&path).expect("read");
+    let mut json: Value = serde_json::from_slice(&bytes).expect("it is JSON");
+    change(&mut json);
+    std::fs::write(path, json.to_string()).expect("write");
+    open(&copy).expect("it opens").config().clone()
+}
+
+/// Most published folders were written by transformers 4, which had other fields for rotary embeddings and windows.
+#[test]
+fn older_fields_say_the_same() {
+    let take = |json: &mut Value, field: &str| {
+        let fields = json.as_object_mut().expect("an object");
+        fields.remove(field).expect("it has the field")
+    };
+    let gemma3 = changed("gemma3", |json| {
+        take(json, "rope_parameters");
+        take(json, "layer_types");
+        // The defaults of this type are left out.
+        take(json, "tie_word_embeddings");
+        json["sliding_window_pattern"] = json!(6);
+        json["rope_theta"] = json!(1_000_000.0);
+        json["rope_local_base_freq"] = json!(10_000.0);
+        json["rope_scaling"] = json!({"factor": 8.0, "rope_type": "linear"});
+    });
+    assert_eq!(&gemma3, both("gemma3").0.config());
+    let longrope = changed("phi3_longrope", |json| {
+        let rope = take(json, "rope_parameters");
+        json["rope_theta"] = rope["rope_theta"].clone();
+        json["rope_scaling"] = json!({
+            "type": "longrope",
+            "short_factor": rope["short_factor"],
+            "long_factor": rope["long_factor"],
+        });
+    });
+    assert_eq!(&longrope, both("phi3_longrope").0.config());
+    let qwen3_moe = changed("qwen3_moe", |json| {
+        json["num_experts"] = take(json, "num_local_experts");
+        json["sliding_window"] = json!(4096);
+    });
+    assert_eq!(&qwen3_moe, both("qwen3_moe").0.config());
+    let qwen2 = changed("qwen2", |json| {
+        take(json, "layer_types");
+        json["use_sliding_window"] = json!(true);
+        json["sliding_window"] = json!(8);
+        json["max_window_layers"] = json!(1);
+    });
+    assert_eq!(qwen2.reach, [Reach::All, Reach::Window]);
+    assert_eq!(qwen2.layer(1).window, Some(8));
+}
+
+/// Opens a copy of a folder whose configuration has one text replaced, and expects an error that says `message`.
+fn refused(family: &str, from: &str, to: &str, message: &str) {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let copy = with_tokenizer(family, work.path());
+    let path = copy.join("config.json");
+    let text = std::fs::read_to_string(&path).expect("read");
+    assert!(text.contains(from), "{family} has no {from}");
+    std::fs::write(path, text.replace(from, to)).expect("write");
+    let error = open(&copy).expect_err("it contradicts itself").to_string();
+    assert!(error.contains(message), "expected '{message}' in: {error}");
+}
+
+#[test]
+fn configurations_that_contradict_their_tensors_or_themselves_are_refused() {
+    let count = "\"num_experts_per_tok\": 2";
+    refused(
+        "mixtral",
+        count,
+        "\"num_experts_per_tok\": 5",
+        "experts used a token: found 5",
+    );
+    let experts = "\"num_local_experts\": 4";
+    refused(
+        "mixtral",
+        experts,
+        "\"num_local_experts\": 5",
+        "blk.0.ffn_gate.4.weight",
+    );
+    refused(
+        "mixtral",
+        experts,
+        "\"num_local_experts\": 3",
+        "ffn_gate_inp.weight': found 4 rows",
+    );
+    let sparse = "\"decoder_sparse_step\": 1";
+    refused(
+        "qwen3_moe",
+        sparse,
+        "\"decoder_sparse_step\": 2",
+        "decoder_sparse_step: found 2",
+    );
+    refused(
+        "gemma3",
+        "\"full_attention\",",
+        "",
+        "kinds of attention: found 6",
+    );
+    refused(
+        "gemma3",
+        "\"full_attention\"",
+        "\"linear_attention\"",
+        "layer_types",
+    );
+    refused(
+        "gemma3",
+        "\"sliding_window\": 8",
+        "\"sliding_window\": null",
+        "sliding_window: found nothing",
+    );
+    refused(
+        "gemma2",
+        "\"attn_logit_softcapping\": 2.0",
+        "\"attn_logit_softcapping\": -2.0",
+        "attention soft cap",
+    );
+    refused(
+        "phi3",
+        "\"num_key_value_heads\": 2",
+        "\"num_key_value_heads\": 4",
+        "attn_qkv",
+    );
+    refused(
+        "phi3",
+        "\"intermediate_size\": 48",
+        "\"intermediate_size\": 40",
+        "ffn_up.weight': found 96 rows",
+    );
+    refused(
+        "phi3_longrope",
+        "      4.0\n",
+        "      4.0, 5.0\n",
+        "rotary factors: found 7",
+    );
+    refused(
+        "phi3_longrope",
+        "\"longrope\"",
+        "\"yarn\"",
+        "rope_type: found 'yarn'",
+    );
+    refused(
+        "qwen3",
+        "\"qwen3\"",
+        "\"qwen2\"",
+        "attn_k_norm.weight': found it in the file",
+    );
+    refused(
+        "qwen2",
+        "\"qwen2\"",
+        "\"qwen3\"",
+        "attn_q_norm.weight': found none",
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Whatever is done to a header, the answer is a model or an error: no panic, and no long work.
+    #[test]
+    fn mutated_headers_are_answered(
+        family in 0..FAMILIES.len(),
+        flips in proptest::collection::vec((0..2000usize, any::<u8>()), 1..6),
+    ) {
+        let work = tempfile::tempdir().expect("a temporary folder");
+        let path = work.path().join("model.gguf");
+        let mut bytes = std::fs::read(folder(FAMILIES[family]).join("model.gguf")).expect("read");
+        for (at, value) in flips {
+            bytes[at] ^= value;
+        }
+        std::fs::write(&path, bytes).expect("write");
+        if let Ok(model) = open(&path) {
+            for info in model.tensors() {
+                let read = model.read_f32(&info.name).map(|values| values.len());
+                prop_assert_eq!(read.ok(), Some(info.elements()));
+            }
+        }
     }
 }

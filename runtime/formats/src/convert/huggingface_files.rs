@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 use std::path::Path;
 
 pub(super) fn write(input: &ModelFile, folder: &Path, target: Format) -> Result<(), FormatError> {
+    is_llama(input.config()).map_err(|problem| problem.at(input.path()))?;
     match &input.source {
         Source::HuggingFace(source) => {
             let mut config = source.config.clone();
@@ -51,6 +52,18 @@ pub(super) fn write(input: &ModelFile, folder: &Path, target: Format) -> Result<
     }
 }
 
+/// Other architectures have names, norms and fused tensors of their own in a folder, which are read but not written.
+fn is_llama(config: &ModelConfig) -> Checked<()> {
+    let found = match config.experts {
+        None if config.architecture == "llama" => return Ok(()),
+        None => config.architecture.as_str(),
+        Some(_) => "a mixture of experts",
+    };
+    let problem = Problem::field("architecture", found, "a Llama without experts");
+    Err(problem
+        .fix("a folder with such a model cannot be written yet: give an output that ends in .gguf"))
+}
+
 fn put(folder: &Path, name: &str, value: &Json) -> Result<(), FormatError> {
     let path = folder.join(name);
     let text = format!("{value:#}\n");
@@ -77,15 +90,6 @@ fn torch_dtype(target: Format) -> &'static str {
 fn config_json(input: &ModelFile, vocab: &GgufVocab, target: Format) -> Checked<Json> {
     let ModelConfig { rope, .. } = input.config();
     let config = input.config();
-    let plain = config.architecture == "llama" && config.experts.is_none();
-    if !plain {
-        let found = match config.experts {
-            Some(_) => "a mixture of experts",
-            None => config.architecture.as_str(),
-        };
-        let problem = Problem::field("architecture", found, "a Llama without experts");
-        return Err(problem.fix("a folder with such a model cannot be written yet"));
-    }
     let bias = |part: &str| input.tensor(&format!("blk.0.{part}.bias")).is_some();
     Ok(json!({
         "architectures": ["LlamaForCausalLM"],

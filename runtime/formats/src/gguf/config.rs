@@ -16,8 +16,10 @@ use crate::error::{Checked, Problem, shown};
 pub(crate) struct Factors {
     /// `rope_freqs.weight`.
     pub plain: Option<Vec<f32>>,
-    /// `rope_factors_short.weight` and `rope_factors_long.weight`.
-    pub short_and_long: Option<(Vec<f32>, Vec<f32>)>,
+    /// `rope_factors_short.weight`.
+    pub short: Option<Vec<f32>>,
+    /// `rope_factors_long.weight`.
+    pub long: Option<Vec<f32>>,
 }
 
 /// The layout that the rotated pairs of an architecture have in a GGUF file: rows of queries and keys were permuted for
@@ -62,27 +64,7 @@ pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig
         keys.number(epsilon),
         "a number such as 1e-5",
     )?;
-    let long = factors
-        .short_and_long
-        .map(|(short, long)| (RopeScaling::Factors(short), long));
-    let (scaling, long) = match (long, factors.plain) {
-        (Some((short, long)), _) => (short, Some(long)),
-        (None, Some(plain)) => (RopeScaling::Factors(plain), None),
-        (None, None) => (scaling(&keys)?, None),
-    };
-    let rope = RopeConfig {
-        base: keys.number("rope.freq_base")?.unwrap_or(10_000.0),
-        dims: keys.size("rope.dimension_count")?.unwrap_or(head_dim),
-        layout: rope_layout(architecture),
-        scaling,
-    };
-    let long_rope = match long {
-        None => None,
-        Some(factors) => Some(LongRope {
-            factors,
-            original_context: keys.needed("rope.scaling.original_context_length")?,
-        }),
-    };
+    let (rope, long_rope) = rope(&keys, factors, head_dim)?;
     let window = keys.size("attention.sliding_window")?.filter(|&n| n > 0);
     let plain = ModelConfig {
         architecture: architecture.to_owned(),
@@ -104,6 +86,43 @@ pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig
     };
     config.check()?;
     Ok(config)
+}
+
+/// The rotary embedding, with the other factors that long sequences have.
+fn rope(
+    keys: &Keys<'_>,
+    factors: Factors,
+    head_dim: usize,
+) -> Checked<(RopeConfig, Option<LongRope>)> {
+    let (scaling, long) = match (factors.short, factors.long, factors.plain) {
+        (Some(short), Some(long), _) => (RopeScaling::Factors(short), Some(long)),
+        (None, None, Some(plain)) => (RopeScaling::Factors(plain), None),
+        (None, None, None) => (scaling(keys)?, None),
+        (short, ..) => {
+            let (there, missing) = match short {
+                Some(_) => ("short", "long"),
+                None => ("long", "short"),
+            };
+            let field = format!("tensor 'rope_factors_{missing}.weight'");
+            let expected = format!("the counterpart of 'rope_factors_{there}.weight'");
+            return Err(Problem::field(field, "none", expected)
+                .fix("the file is incomplete: fetch it again"));
+        }
+    };
+    let rope = RopeConfig {
+        base: keys.number("rope.freq_base")?.unwrap_or(10_000.0),
+        dims: keys.size("rope.dimension_count")?.unwrap_or(head_dim),
+        layout: rope_layout(keys.architecture),
+        scaling,
+    };
+    let long_rope = match long {
+        None => None,
+        Some(factors) => Some(LongRope {
+            factors,
+            original_context: keys.needed("rope.scaling.original_context_length")?,
+        }),
+    };
+    Ok((rope, long_rope))
 }
 
 /// The scale of attention, which no key says.
