@@ -119,10 +119,19 @@ pub(crate) enum MatmulKernel {
 
 type ByFormat = [Option<MatmulKernel>; Format::ALL.len()];
 
+/// How a run of many queries is answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PrefillKernel {
+    /// As one query is.
+    Lanes(LaneIsa),
+    /// Everything as tiles of `bf16`. Short runs are answered as one query is.
+    Tiles(TileIsa),
+}
+
 /// A kernel for every purpose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bound {
-    pub attention_prefill: LaneIsa,
+    pub attention_prefill: PrefillKernel,
     pub attention_decode: LaneIsa,
     /// By position in `Format::ALL`.
     matmul: ByFormat,
@@ -138,7 +147,11 @@ impl Bound {
         let catalog = catalog();
         let lanes = |purpose: &str, op, id: &str| {
             let kernel = find(&catalog, purpose, op, id)?;
-            Ok(lane_isa(kernel))
+            LaneIsa::detect(tier(kernel)).ok_or_else(|| BindError::Unsuitable {
+                purpose: purpose.to_owned(),
+                id: id.to_owned(),
+                does: format!("does {:?} of many rows only", kernel.op),
+            })
         };
         let by_format = |choices: &[(String, String)]| -> Result<ByFormat, BindError> {
             let mut kernels = [None; Format::ALL.len()];
@@ -149,11 +162,7 @@ impl Bound {
             Ok(kernels)
         };
         Ok(Self {
-            attention_prefill: lanes(
-                "attention (prefill)",
-                "attention",
-                &selection.attention_prefill,
-            )?,
+            attention_prefill: prefill_kernel(&catalog, &selection.attention_prefill)?,
             attention_decode: lanes(
                 "attention (decode)",
                 "attention",
@@ -182,6 +191,14 @@ impl Bound {
         many.or(few)
             .expect("no matrix of a format without a kernel is packed")
     }
+}
+
+fn prefill_kernel(catalog: &[Kernel], id: &str) -> Result<PrefillKernel, BindError> {
+    let kernel = find(catalog, "attention (prefill)", "attention", id)?;
+    Ok(match TileIsa::detect(tier(kernel)) {
+        Some(isa) => PrefillKernel::Tiles(isa),
+        None => PrefillKernel::Lanes(lane_isa(kernel)),
+    })
 }
 
 fn matmul_kernel(catalog: &[Kernel], format: Format, id: &str) -> Result<MatmulKernel, BindError> {

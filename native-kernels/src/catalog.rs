@@ -98,7 +98,7 @@ const INT8_TIERS: &[Tier] = &[
 ///
 /// | id ends in | does |
 /// |---|---|
-/// | `attention` | attention over the paged cache, prefill and decode |
+/// | `attention` | attention over the paged cache, prefill and decode; in tiles of `bf16` only runs of many queries |
 /// | `matmul.float` | products with float weights, bit for bit the same in any batch |
 /// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
 /// | `matmul.dequant` | products with quantised weights dequantised exactly and float activations: for evaluation |
@@ -124,15 +124,22 @@ pub fn catalog() -> Vec<Kernel> {
         let traits = &["batch-invariant", "int8-activations"];
         matmul(tier, "int8", QUANTISED, tier.rank, traits)
     });
-    let tiles = TILE_TIERS.iter().map(|tier| {
-        // Who keeps weights as `f32` wants their digits.
+    let tiles = TILE_TIERS.iter().flat_map(|tier| {
+        // Who keeps weights or keys as `f32` wants their digits.
         let formats = [&FLOAT[1..], QUANTISED].concat();
         let traits = names(&["bf16-activations", "many-rows", "only:many-rows", "prefill"]);
-        Kernel {
-            formats: names(&formats),
-            traits,
-            ..kernel(tier, "matmul", "matmul.bf16".to_owned(), tier.rank)
-        }
+        [
+            Kernel {
+                kv_dtypes: names(&["f16", "bf16"]),
+                traits: names(&["bf16-activations", "causal", "prefill", "sliding-window"]),
+                ..attention(tier)
+            },
+            Kernel {
+                formats: names(&formats),
+                traits,
+                ..kernel(tier, "matmul", "matmul.bf16".to_owned(), tier.rank)
+            },
+        ]
     });
     lanes.chain(int8).chain(tiles).collect()
 }

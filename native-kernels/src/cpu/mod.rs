@@ -20,3 +20,5 @@ pub(crate) mod avx512;
 mod conformance;
 #[cfg(test)]
 pub(crate) mod emulated;
+#[cfg(test)]
+pub(crate) mod emulated_tiles;

@@ -7,10 +7,13 @@
 
 use super::rows::{Norm, Push, resized};
 use super::{Buffer, Lowering, Op, Part, Phase, Program, Running, Scratch, Sequence, assert_width};
+use crate::bind::PrefillKernel;
 use crate::cpu::generic::attention::{self as kernel, Into, Merge, SEGMENT, partial_len};
 use crate::cpu::generic::elementwise::{RmsNorm, Rope};
 use crate::cpu::generic::kv_write::{WriteKeys, WriteValues};
-use crate::cpu::isa::LaneIsa;
+use crate::cpu::generic::tile_attention::{self, PackRun, TileAttention, TileLayout};
+use crate::cpu::generic::tile_matmul::TileWords;
+use crate::cpu::isa::{LaneIsa, TileIsa};
 use crate::cpu::panel::FloatElement;
 use crate::kv_cache::{KvLayout, WithElement, with_element};
 use crate::rope::RopeTable;
@@ -58,6 +61,9 @@ const FEW_ROWS: usize = 16;
 
 /// New rows of a longer run that one chunk answers: enough to share the loads of keys, few enough to spread.
 const QUERY_BLOCK: usize = 16;
+
+/// The same where tiles are multiplied.
+const TILE_QUERY_BLOCK: usize = 32;
 
 /// Rows whose keys are turned together.
 const WRITE_ROWS: usize = 64;
@@ -122,18 +128,35 @@ impl Attention {
         first / SEGMENT..(s.position() + rows.end).div_ceil(SEGMENT)
     }
 
-    /// Pieces that one KV head of a sequence is cut into.
-    fn pieces(&self, s: &Sequence<'_>) -> usize {
+    /// Pieces that one KV head of a sequence is cut into; `block` rows of a long one.
+    fn pieces(&self, s: &Sequence<'_>, block: usize) -> usize {
         match s.query_len {
             0 => 0,
             1..=FEW_ROWS => self.segments(s, &(0..s.query_len)).len(),
-            rows => rows.div_ceil(QUERY_BLOCK),
+            rows => rows.div_ceil(block),
         }
+    }
+
+    /// Runs of keys that a sequence sees, as tiles have them.
+    fn runs(&self, s: &Sequence<'_>) -> Range<usize> {
+        const RUN: usize = tile_attention::RUN;
+        let first = s.position() + 1;
+        let first = self.window.map_or(0, |window| first.saturating_sub(window));
+        first / RUN..s.context_len.div_ceil(RUN)
+    }
+
+    /// Tiles of a long sequence and one KV head.
+    fn tiles(&self, s: &Sequence<'_>) -> (TileLayout, usize) {
+        let layout = TileLayout {
+            head_dim: self.head_dim,
+            runs: self.runs(s).len(),
+        };
+        (layout, layout.runs * layout.run_tiles())
     }
 
     /// Records of partial sums that the results of a sequence go through; none if it is not cut by segments.
     fn records(&self, s: &Sequence<'_>) -> usize {
-        match self.pieces(s) {
+        match self.pieces(s, QUERY_BLOCK) {
             pieces if s.query_len <= FEW_ROWS && pieces > 1 => {
                 pieces * s.query_len * self.num_heads
             }
@@ -146,8 +169,15 @@ impl Attention {
         let sequences = lowering.sequences;
         let long = sequences.iter().filter(|s| s.query_len > FEW_ROWS).count();
         push(Part::WriteCache, 2 * long * self.num_kv_heads, 1);
-        let pieces: usize = sequences.iter().map(|s| self.pieces(s)).sum();
-        push(Part::Attend, pieces * self.num_kv_heads, 1);
+        let mut block = QUERY_BLOCK;
+        if lowering.tiles {
+            block = TILE_QUERY_BLOCK;
+            let long = sequences.iter().filter(|s| s.query_len > FEW_ROWS);
+            let runs: usize = long.map(|s| self.runs(s).len()).sum();
+            push(Part::PackTiles, runs * self.num_kv_heads, 1);
+        }
+        let pieces: usize = sequences.iter().map(|s| self.pieces(s, block)).sum();
+        push(Part::Attend, pieces * self.num_kv_heads, block);
         let cut = |s: &&Sequence<'_>| self.records(s) > 0;
         let rows: usize = sequences.iter().filter(cut).map(|s| s.query_len).sum();
         push(Part::Merge, rows * self.num_heads, 1);
@@ -169,6 +199,7 @@ impl Attention {
                     attention: self,
                     running,
                     part,
+                    size: phase.size,
                     chunk,
                     scratch,
                 },
@@ -178,9 +209,9 @@ impl Attention {
 
     /// The chunk's share of a phase of attention. Late rows of a prompt see more keys and come first, so that no long
     /// chunk is left for the end.
-    fn item(&self, sequences: &[Sequence<'_>], mut chunk: usize) -> Item {
+    fn item(&self, sequences: &[Sequence<'_>], block: usize, mut chunk: usize) -> Item {
         for (i, s) in sequences.iter().enumerate() {
-            let pieces = self.pieces(s);
+            let pieces = self.pieces(s, block);
             if chunk >= pieces * self.num_kv_heads {
                 chunk -= pieces * self.num_kv_heads;
                 continue;
@@ -193,8 +224,8 @@ impl Attention {
                     of,
                 }
             } else {
-                let first = (pieces - 1 - piece) * QUERY_BLOCK;
-                What::Rows(first..s.query_len.min(first + QUERY_BLOCK))
+                let first = (pieces - 1 - piece) * block;
+                What::Rows(first..s.query_len.min(first + block))
             };
             return Item {
                 sequence: i,
@@ -228,7 +259,7 @@ impl Attention {
         let len = partial_len(self.head_dim);
         let first = self.first_record(sequences, i);
         let heads = self.num_heads / self.num_kv_heads;
-        let partials: Vec<&[f32]> = (0..self.pieces(s))
+        let partials: Vec<&[f32]> = (0..self.pieces(s, QUERY_BLOCK))
             .map(|piece| {
                 // As `attend` numbers them: `[segment][kv head][row][head]`.
                 let record = (piece * self.num_kv_heads + head / heads) * s.query_len + row;
@@ -252,6 +283,7 @@ struct Run<'a, 'b> {
     attention: &'a Attention,
     running: &'a Running<'b>,
     part: Part,
+    size: usize,
     chunk: usize,
     scratch: &'a mut Scratch,
 }
@@ -274,14 +306,22 @@ impl WithElement for Run<'_, '_> {
             }
             return;
         }
+        if let (Part::PackTiles, PrefillKernel::Tiles(isa)) =
+            (self.part, self.running.bound.attention_prefill)
+        {
+            return self.pack::<E>(isa);
+        }
         let Item {
             sequence,
             kv_head,
             what,
-        } = self.attention.item(sequences, self.chunk);
+        } = self.attention.item(sequences, self.size, self.chunk);
         let s = &sequences[sequence];
         match what {
             What::Rows(rows) => {
+                if let PrefillKernel::Tiles(isa) = self.running.bound.attention_prefill {
+                    return self.attend_in_tiles(isa, sequence, kv_head, rows);
+                }
                 let segments = self.attention.segments(s, &rows);
                 self.attend::<E>(s, kv_head, rows, segments, None);
             }
@@ -363,6 +403,89 @@ impl Run<'_, '_> {
         }
     }
 
+    /// First tile of a long sequence and KV head.
+    fn first_tile(&self, sequence: usize, kv_head: usize) -> usize {
+        let attention = self.attention;
+        let before = self.running.step.sequences[..sequence].iter();
+        let long = before.filter(|s| s.query_len > FEW_ROWS);
+        let tiles: usize = long.map(|s| attention.tiles(s).1).sum();
+        let s = &self.running.step.sequences[sequence];
+        tiles * attention.num_kv_heads + kv_head * attention.tiles(s).1
+    }
+
+    /// Brings one run of keys and values of a long sequence into tiles.
+    fn pack<E: FloatElement>(&mut self, isa: TileIsa) {
+        let attention = self.attention;
+        let mut chunk = self.chunk;
+        let mut sequences = self.running.step.sequences.iter().enumerate();
+        let (i, s, runs) = loop {
+            let (i, s) = sequences
+                .next()
+                .expect("the chunks are those of its sequences");
+            if s.query_len <= FEW_ROWS {
+                continue;
+            }
+            let runs = attention.runs(s);
+            match chunk < runs.len() * attention.num_kv_heads {
+                true => break (i, s, runs),
+                false => chunk -= runs.len() * attention.num_kv_heads,
+            }
+        };
+        let (kv_head, run) = (chunk / runs.len(), chunk % runs.len());
+        let (layout, _) = attention.tiles(s);
+        let first = self.first_tile(i, kv_head) + run * layout.run_tiles();
+        isa.widen(PackRun {
+            // SAFETY: nobody writes the cache in this phase.
+            layer: unsafe { self.running.cells.layer::<E>(attention.layer) },
+            kv_head,
+            block_table: s.block_table,
+            run: runs.start + run,
+            context_len: s.context_len,
+            // SAFETY: each chunk has a run of its own.
+            to: unsafe { self.running.tiles.part(first..first + layout.run_tiles()) },
+        });
+    }
+
+    /// Attention of some rows of a long sequence and the heads of one KV head, in tiles.
+    fn attend_in_tiles(
+        &mut self,
+        isa: TileIsa,
+        sequence: usize,
+        kv_head: usize,
+        rows: Range<usize>,
+    ) {
+        let attention = self.attention;
+        let s = &self.running.step.sequences[sequence];
+        let heads = attention.num_heads / attention.num_kv_heads;
+        let width = heads * attention.head_dim;
+        let cols = kv_head * width..(kv_head + 1) * width;
+        let norm = attention.query_norm.as_ref();
+        self.heads(attention.query, s, &rows, cols.clone(), norm);
+        let (layout, tiles) = attention.tiles(s);
+        let first = self.first_tile(sequence, kv_head);
+        let of_step = s.query_start + rows.start..s.query_start + rows.end;
+        let Scratch {
+            rows: q,
+            attention: room,
+            ..
+        } = &mut *self.scratch;
+        isa.run(TileAttention {
+            // SAFETY: written in the phase before, and by nobody in this one.
+            packed: unsafe { &*self.running.tiles.part(first..first + tiles) },
+            layout,
+            first_run: attention.runs(s).start,
+            position: s.position() + rows.start,
+            heads,
+            scale: attention.scale,
+            window: attention.window,
+            soft_cap: attention.soft_cap,
+            q: Rows::new(&q[..rows.len() * width], rows.len(), width),
+            scratch: room,
+            // SAFETY: the chunks are different pairs of rows and KV head, so their parts have no common element.
+            out: unsafe { self.running.part(attention.out, of_step, cols) },
+        });
+    }
+
     fn write_keys<E: FloatElement>(
         &mut self,
         s: &Sequence<'_>,
@@ -440,9 +563,10 @@ impl Run<'_, '_> {
                 Into::Out(unsafe { self.running.part(attention.out, rows, cols) })
             }
         };
-        let isa = match s.query_len {
-            1 => self.running.bound.attention_decode,
-            _ => self.running.bound.attention_prefill,
+        let bound = self.running.bound;
+        let isa = match (s.query_len, bound.attention_prefill) {
+            (2.., PrefillKernel::Lanes(isa)) => isa,
+            _ => bound.attention_decode,
         };
         isa.run(kernel::Attention {
             // SAFETY: what the chunk reads was written in the phase before or by itself.
@@ -461,51 +585,67 @@ impl Run<'_, '_> {
     }
 }
 
-/// Partial sums over segments.
+/// Memory of attention, from one phase to a later one: partial sums over segments, and keys and values in tiles.
 #[derive(Default)]
-pub(super) struct Partials(Vec<f32>);
+pub(super) struct Room {
+    partials: Vec<f32>,
+    tiles: Vec<TileWords>,
+}
 
-impl Partials {
+impl Room {
     /// Makes room for whatever the operations need.
     pub fn reserve(&mut self, ops: &[&Op], lowering: &Lowering<'_>) {
         for op in ops {
             if let Op::Attention(attention) = op {
                 let records = attention.first_record(lowering.sequences, lowering.sequences.len());
                 let len = records * partial_len(attention.head_dim);
-                if self.0.len() < len {
-                    self.0.resize(len, 0.0);
+                if self.partials.len() < len {
+                    self.partials.resize(len, 0.0);
+                }
+                let long = lowering.sequences.iter().filter(|s| s.query_len > FEW_ROWS);
+                let tiles: usize = long.map(|s| attention.tiles(s).1).sum();
+                let len = tiles * attention.num_kv_heads;
+                if lowering.tiles && self.tiles.len() < len {
+                    self.tiles.resize(len, TileWords::ZERO);
                 }
             }
         }
     }
 
-    pub fn shared(&mut self) -> SharedPartials<'_> {
-        SharedPartials {
-            start: NonNull::from(&mut self.0[..]).cast(),
-            len: self.0.len(),
-            lifetime: PhantomData,
-        }
+    pub fn shared(&mut self) -> (SharedSlice<'_, f32>, SharedSlice<'_, TileWords>) {
+        (
+            SharedSlice::new(&mut self.partials),
+            SharedSlice::new(&mut self.tiles),
+        )
     }
 }
 
-/// Partial sums that several workers write and, a phase later, read.
-pub(super) struct SharedPartials<'a> {
-    start: NonNull<f32>,
+/// A slice that several workers write in parts and, a phase later, read.
+pub(super) struct SharedSlice<'a, T> {
+    start: NonNull<T>,
     len: usize,
-    lifetime: PhantomData<&'a mut [f32]>,
+    lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: stands for an exclusive borrow of numbers; access is by an unsafe function whose caller promises that there is
-// no race.
-unsafe impl Sync for SharedPartials<'_> {}
+// SAFETY: stands for an exclusive borrow of plain numbers; access is by an unsafe function whose caller promises that
+// there is no race.
+unsafe impl<T: Copy + Send> Sync for SharedSlice<'_, T> {}
 
-impl SharedPartials<'_> {
+impl<'a, T> SharedSlice<'a, T> {
+    fn new(slice: &'a mut [T]) -> Self {
+        Self {
+            len: slice.len(),
+            start: NonNull::from(slice).cast(),
+            lifetime: PhantomData,
+        }
+    }
+
     /// # Safety
     /// While the part lives, nobody else writes it, and nobody reads it unless it is only read.
     #[allow(clippy::mut_from_ref, reason = "that is the caller's promise")]
-    unsafe fn part(&self, range: Range<usize>) -> &mut [f32] {
+    unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "in room");
-        // SAFETY: within the vector; the rest is the caller's promise.
+        // SAFETY: within the slice; the rest is the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) }
     }
 }

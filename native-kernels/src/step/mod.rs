@@ -20,7 +20,9 @@ pub use linear::{Linear, Output, Weights};
 pub use mixture::{Expert, Mixture};
 pub use rows::Norm;
 
-use crate::bind::Bound;
+use crate::bind::{Bound, PrefillKernel};
+use crate::cpu::generic::tile_attention::AttentionScratch;
+use crate::cpu::generic::tile_matmul::{TileScratch, TileWords};
 use crate::kernel_set::KernelSet;
 use crate::kv_cache::{KvCache, KvCells};
 use crate::matrix::Matrix;
@@ -76,7 +78,7 @@ pub struct Program {
     head: Vec<Op>,
     scratch: Vec<Scratch>,
     shared: Prepared,
-    partial: attention::Partials,
+    attention: attention::Room,
     mixture: mixture::Room,
     serial: u64,
     /// Nanoseconds of every phase of the last step while times are taken: its operation and part, and the sum over its
@@ -125,6 +127,8 @@ enum Part {
     MultiplyShared,
     /// New keys and values.
     WriteCache,
+    /// Keys and values of long runs of rows into tiles.
+    PackTiles,
     /// Attention; new keys and values of short runs of rows are written on the way.
     Attend,
     /// Partial results over ranges of keys into one.
@@ -151,7 +155,7 @@ impl Program {
             head: Vec::new(),
             scratch: Vec::new(),
             shared: Prepared::default(),
-            partial: attention::Partials::default(),
+            attention: attention::Room::default(),
             mixture: mixture::Room::default(),
             serial: 0,
             times: None,
@@ -326,6 +330,7 @@ impl Program {
         };
         let head_from = if body { self.body.len() } else { 0 };
         let lowering = Lowering {
+            tiles: matches!(kernels.bound().attention_prefill, PrefillKernel::Tiles(_)),
             workers: workers.len(),
             sequences: step.sequences,
             layout: *cache.layout(),
@@ -343,11 +348,12 @@ impl Program {
         self.scratch.resize_with(workers.len(), Scratch::default);
         self.shared
             .reserve(&ops, kernels.bound(), rows.max(wanted.len()));
-        self.partial.reserve(&ops, &lowering);
+        self.attention.reserve(&ops, &lowering);
         self.mixture.reserve(&ops, rows);
         // No two phases have the same number, of whatever steps: a worker knows what it prepared by it.
         let serial = self.serial + 1;
         self.serial += phases.len() as u64;
+        let (partial, tiles) = self.attention.shared();
         let running = Running {
             bound: kernels.bound(),
             step,
@@ -362,7 +368,8 @@ impl Program {
                 .collect(),
             cells: KvCells::new(cache),
             shared: Shared::new(&mut self.shared),
-            partial: self.partial.shared(),
+            partial,
+            tiles,
             mixture: self.mixture.shared(),
             scratch: Scratches::new(&mut self.scratch),
         };
@@ -420,6 +427,8 @@ impl Storage {
 
 /// What the number of chunks depends on.
 struct Lowering<'a> {
+    /// Is attention of many queries in tiles?
+    tiles: bool,
     workers: usize,
     sequences: &'a [Sequence<'a>],
     layout: crate::kv_cache::KvLayout,
@@ -433,7 +442,8 @@ struct Running<'a> {
     views: Vec<RowsMut<'a>>,
     cells: KvCells<'a>,
     shared: Shared<'a>,
-    partial: attention::SharedPartials<'a>,
+    partial: attention::SharedSlice<'a, f32>,
+    tiles: attention::SharedSlice<'a, TileWords>,
     mixture: mixture::SharedRoom<'a>,
     scratch: Scratches<'a>,
 }
@@ -474,7 +484,8 @@ struct Scratch {
     rows: Vec<f32>,
     more: Vec<f32>,
     positions: Vec<u32>,
-    tiles: crate::cpu::generic::tile_matmul::TileScratch,
+    tiles: TileScratch,
+    attention: AttentionScratch,
 }
 
 /// The scratch of every worker.

@@ -8,4 +8,5 @@ pub(crate) mod float_matmul;
 pub(crate) mod int8_matmul;
 pub(crate) mod kv_write;
 pub(crate) mod row_groups;
+pub(crate) mod tile_attention;
 pub(crate) mod tile_matmul;

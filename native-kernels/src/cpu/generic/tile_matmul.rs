@@ -50,7 +50,7 @@ pub(crate) trait TileUnit: Copy {
     fn lanes(self) -> Self::Lanes;
 
     /// `sums[i][j] = sum over t of a[i][t] · b[j][t]`, where `a` are tiles of activations and `b` of weights, all of one
-    /// length, which is not zero. Products of a pair of inputs are added to the sum one after the other.
+    /// length, which is not zero. Tiles are added to the sum in order; how a tile is summed is in `emulated_tiles`.
     fn multiply<const A: usize>(
         self,
         a: [&[TileWords]; A],
