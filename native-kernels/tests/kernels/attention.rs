@@ -3,7 +3,7 @@
 use crate::support::{Random, bits, fill, normed, read, runnable};
 use plinth_kernels::{
     Attention, Buffer, Format, KernelSet, KvCache, KvDtype, KvLayout, Norm, Program, RopeLayout,
-    RopeTable, Selection, Sequence, Step, Workers, reference,
+    RopeTable, Selection, Sequence, Step, Workers, catalog, reference,
 };
 use std::sync::Arc;
 
@@ -245,6 +245,10 @@ impl Case {
 
     /// Largest error over what the bound allows. Of long sequences only some of the tokens are looked at.
     fn worst(&self, outs: &[Vec<f32>]) -> f64 {
+        self.worst_of(outs, bound)
+    }
+
+    fn worst_of(&self, outs: &[Vec<f32>], bound: fn(&Shape, usize) -> f64) -> f64 {
         let shape = self.shape;
         let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
         let mut worst = 0.0f64;
@@ -286,6 +290,15 @@ fn bound(shape: &Shape, keys: usize) -> f64 {
     let cap = f64::from(shape.cap.unwrap_or(0.0));
     let score = 6e-8 * (d + 4.0) * 4.0 * d.sqrt() + cap * 3.2e-7;
     2.0 * 2.0 * (score + 1.5e-7 + 6e-8 * (keys as f64 + 20.0))
+}
+
+/// In tiles everything is rounded to `bf16`: queries and keys, each by half of 2^-8, which in a score of `d` products of
+/// random signs comes to `sqrt(d)` such errors of at most `4 / sqrt(d)`, six standard deviations of them taken; and the
+/// weights and values, which average out over the keys but count whole for few.
+fn tile_bound(shape: &Shape, keys: usize) -> f64 {
+    let score = 6.0 * 4.0 / 512.0;
+    let averaged = 2.0 * score / (keys as f64).sqrt().min(4.0) + 2.0 / 256.0;
+    bound(shape, keys) + 2.0 * averaged
 }
 
 fn rounded(x: &[f32], dtype: KvDtype) -> Vec<f32> {
@@ -359,6 +372,50 @@ fn attention_is_the_softmax_over_the_keys_a_query_sees() {
 }
 
 /// Alone, in chunks of any size, in any company, on every instruction set: the same bits.
+/// Runs of many queries in tiles: whole, in chunks with a rest that is answered without tiles, beside decoding sequences.
+#[test]
+fn attention_in_tiles_is_as_exact_as_its_numbers() {
+    let (alone, three) = (Workers::new(1, &[]).unwrap(), Workers::new(3, &[]).unwrap());
+    let mut random = Random::new(9);
+    let tiles = catalog()
+        .into_iter()
+        .filter(|kernel| kernel.op == "attention" && !kernel.traits.iter().any(|t| t == "decode"));
+    for kernel in tiles {
+        let selection = Selection {
+            attention_prefill: kernel.id.clone(),
+            ..Selection::best()
+        };
+        let Ok(set) = KernelSet::bind(&selection) else {
+            continue;
+        };
+        for shape in shapes().into_iter().chain(long_shapes()) {
+            let lengths = if shape.head_dim < 32 {
+                [17, 600]
+            } else {
+                [33, 290]
+            };
+            let case = Case::new(shape, &lengths, &mut random);
+            let mixed = vec![
+                vec![(0, lengths[0] - 1), (1, lengths[1] - 40)],
+                vec![(0, 1), (1, 40)],
+            ];
+            for (workers, steps) in [
+                (&three, case.whole()),
+                (&alone, case.chunks(50)),
+                (&three, mixed),
+            ] {
+                let outs = case.run(&set, workers, &steps);
+                let worst = case.worst_of(&outs, tile_bound);
+                assert!(
+                    worst <= 1.0,
+                    "{} {shape:?}: {worst} of the bound",
+                    kernel.id
+                );
+            }
+        }
+    }
+}
+
 fn check_every_way(
     case: &Case,
     sizes: &[usize],

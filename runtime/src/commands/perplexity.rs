@@ -38,9 +38,11 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<()> {
         )));
     }
     let session = startup::start(&args.model, &args.engine, false)?;
-    let ids = session
-        .text
-        .with_bos(session.text.encode(&text, Special::Plain));
+    let plain = session.text.encode(&text, Special::Plain);
+    let ids = session.text.with_bos(plain.clone());
+    // Where a text begins with a token of its own, so does every window, in place of its first: the model knows no other
+    // beginning.
+    let bos = (ids.len() > plain.len()).then(|| ids[0]);
     let windows: Vec<_> = ids.chunks_exact(args.context as usize).collect();
     if windows.is_empty() {
         let found = ids.len();
@@ -56,7 +58,8 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<()> {
             ignore_eos: true,
             ..SamplingParams::default()
         };
-        let prompt = window.to_vec();
+        let mut prompt = window.to_vec();
+        prompt[0] = bos.unwrap_or(prompt[0]);
         session.engine.submit(Request {
             prompt,
             sampling,
