@@ -238,9 +238,9 @@ unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     pub fn new(prepared: &'a mut Prepared) -> Self {
-        fn raw<T>(x: &mut Vec<T>) -> (NonNull<T>, usize) {
+        fn raw<T>(x: &mut [T]) -> (NonNull<T>, usize) {
             let len = x.len();
-            (NonNull::from(&mut x[..]).cast(), len)
+            (NonNull::from(x).cast(), len)
         }
         let slots = prepared.slots.iter_mut().map(|slot| RawSlot {
             form: slot.form,

@@ -32,8 +32,6 @@ use activations::{Prepared, Shared};
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 /// A buffer of a program: rows of one width, one for each token of a step (or for each row whose logits are wanted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,9 +79,6 @@ pub struct Program {
     attention: attention::Room,
     mixture: mixture::Room,
     serial: u64,
-    /// Nanoseconds of every phase of the last step while times are taken: its operation and part, and the sum over its
-    /// chunks.
-    times: Option<Vec<(String, u64)>>,
 }
 
 struct Storage {
@@ -158,7 +153,6 @@ impl Program {
             attention: attention::Room::default(),
             mixture: mixture::Room::default(),
             serial: 0,
-            times: None,
         }
     }
 
@@ -241,11 +235,6 @@ impl Program {
             true => self.head.push(op),
             false => self.body.push(op),
         }
-    }
-
-    /// Begins to take times, or hands over what was taken.
-    pub fn take_times(&mut self) -> Vec<(String, u64)> {
-        self.times.replace(Vec::new()).unwrap_or_default()
     }
 
     /// Bytes of the matrices, each counted once.
@@ -374,29 +363,13 @@ impl Program {
             scratch: Scratches::new(&mut self.scratch),
         };
         let counts: Vec<u32> = phases.iter().map(|phase| phase.chunks).collect();
-        let times: Vec<_> = match self.times {
-            Some(_) => phases.iter().map(|_| AtomicU64::new(0)).collect(),
-            None => Vec::new(),
-        };
         workers.run_phases(&counts, &|number, chunk, worker| {
             let phase = &phases[number];
             // SAFETY: chunks that overlap have different workers.
             let scratch = unsafe { running.scratch.of(worker) };
             scratch.serial = serial + number as u64;
-            let begin = times.get(number).map(|_| Instant::now());
             ops[phase.op].run(&running, phase, chunk, scratch);
-            if let Some(begin) = begin {
-                times[number].fetch_add(begin.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            }
         });
-        let named = phases.iter().zip(times).map(|(phase, time)| {
-            let name = format!("{} {:?} {}", ops[phase.op].name(), phase.part, phase.op % 5);
-            (name, time.into_inner())
-        });
-        let named: Vec<_> = named.collect();
-        if let Some(times) = &mut self.times {
-            times.extend(named);
-        }
     }
 }
 
@@ -511,18 +484,6 @@ impl<'a> Scratches<'a> {
 }
 
 impl Op {
-    fn name(&self) -> &'static str {
-        match self {
-            Op::Embed(_) => "embed",
-            Op::Gather(_) => "gather",
-            Op::AddNormed(_) => "norm",
-            Op::Linear(_) => "matmul",
-            Op::Mixture(_) => "experts",
-            Op::Attention(_) => "attention",
-            Op::SoftCap(_) => "soft cap",
-        }
-    }
-
     fn phases(&self, lowering: &Lowering<'_>, op: usize, m: usize, out: &mut Vec<Phase>) {
         let mut push = |part, chunks: usize, size| {
             out.push(Phase {

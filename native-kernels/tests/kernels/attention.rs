@@ -371,7 +371,6 @@ fn attention_is_the_softmax_over_the_keys_a_query_sees() {
     }
 }
 
-/// Alone, in chunks of any size, in any company, on every instruction set: the same bits.
 /// Runs of many queries in tiles: whole, in chunks with a rest that is answered without tiles, beside decoding sequences.
 #[test]
 fn attention_in_tiles_is_as_exact_as_its_numbers() {
@@ -416,6 +415,7 @@ fn attention_in_tiles_is_as_exact_as_its_numbers() {
     }
 }
 
+/// Alone, in chunks of any size, in any company, on every instruction set: the same bits.
 fn check_every_way(
     case: &Case,
     sizes: &[usize],

@@ -26,7 +26,7 @@ pub(super) fn tables(config: &ModelConfig, max_len: usize) -> Ropes {
     let mut main = config.rope.clone();
     // Decided once for all sequences, as llama.cpp does: keys in the cache must all be turned alike.
     if let Some(long) = &config.long_rope
-        && max_len > long.original_context as usize
+        && max_len > long.original_context
     {
         main.scaling = RopeScaling::Factors(long.factors.clone());
     }
