@@ -69,6 +69,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Write a model in another type or file format
     Convert(ConvertArgs),
+    /// Write a model of any size with random weights, to measure speed
+    Synthetic(SyntheticArgs),
     /// Look at platform plugins
     Plugin(PluginArgs),
     /// Print the completion script of a shell
@@ -315,7 +317,9 @@ pub struct PerplexityArgs {
 Examples:
   plinth bench model.gguf
   plinth bench model.gguf -p 512 -n 128 -r 5 -t 2 --json
-  plinth bench model.gguf --batch 1,8,32")]
+  plinth bench model.gguf --batch 1,8,32
+  plinth bench model.gguf --compare 'llama-bench -m model.gguf -t 2 -r 1 -o json'
+  plinth bench model.gguf --compare 'other/plinth bench model.gguf -r 1 --json'")]
 pub struct BenchArgs {
     #[arg(help = MODEL_HELP)]
     pub model: PathBuf,
@@ -328,6 +332,20 @@ pub struct BenchArgs {
     /// Runs of each, after one that is not counted
     #[arg(short = 'r', long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,
+    /// Tokens of context before the first that is generated in the decode runs
+    #[arg(
+        short = 'd',
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        conflicts_with = "batch"
+    )]
+    pub depth: u32,
+    /// Run this command in turns with our own runs, and print how many times as fast we are. It prints what
+    /// llama-bench does with -o json, or llama-batched-bench with --output-format jsonl, or a JSON object with
+    /// prefill_tokens_per_second and decode_tokens_per_second
+    #[arg(long, value_name = "COMMAND")]
+    pub compare: Option<String>,
     /// Also decode this many sequences at once
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: Vec<u32>,
@@ -361,7 +379,59 @@ pub struct ConvertArgs {
     pub quiet: bool,
 }
 
-/// Types that `convert` writes.
+/// `plinth synthetic`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Write a Llama-family model with seeded random weights: right in every shape, senseless in what it \
+                  says. It measures the speed of a size that no file at hand has. Without other flags it is a model \
+                  of 1.07 billion weights."
+)]
+#[command(after_help = "\
+Examples:
+  plinth synthetic 1b.gguf --vocabulary model.gguf --type q4_0
+  plinth synthetic wide.gguf --vocabulary model.gguf --type q8_0 --layers 4 --hidden-size 4096 --feed-forward-size 14336")]
+pub struct SyntheticArgs {
+    /// The .gguf file to write
+    pub output: PathBuf,
+    /// Take the tokenizer of this .gguf file
+    #[arg(long, value_name = "MODEL")]
+    pub vocabulary: PathBuf,
+    /// Type of the weights
+    #[arg(long = "type", value_name = "TYPE")]
+    pub target: WeightType,
+    /// Layers
+    #[arg(long, value_name = "N", default_value_t = 22)]
+    pub layers: usize,
+    /// Width of the residual stream
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub hidden_size: usize,
+    /// Width of the feed-forward part
+    #[arg(long, value_name = "N", default_value_t = 5632)]
+    pub feed_forward_size: usize,
+    /// Query heads, which share the width of the residual stream
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub heads: u32,
+    /// Key/value heads
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub kv_heads: usize,
+    /// Longest context, in tokens
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub context: usize,
+    /// Give the output head weights of its own, instead of the embedding's
+    #[arg(long)]
+    pub untied: bool,
+    /// Seed of the weights: the same flags give the same bytes
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Replace what is there
+    #[arg(long)]
+    pub force: bool,
+    /// No progress bar
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Types that `convert` and `synthetic` write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(non_camel_case_types, reason = "the names are the formats' own")]
 pub enum WeightType {

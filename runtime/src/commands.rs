@@ -9,6 +9,7 @@ mod perplexity;
 pub(crate) mod plan;
 mod plugin;
 mod run;
+mod synthetic;
 mod tokenize;
 
 use crate::cli::{Cli, Command};
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args, &mut out),
         Command::Bench(args) => bench::run(&args, &mut out),
         Command::Convert(args) => convert::run(&args),
+        Command::Synthetic(args) => synthetic::run(&args),
         Command::Plugin(args) => plugin::run(&args, &mut out),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -272,3 +272,45 @@ fn conversion_keeps_the_model() {
     // What is there is not replaced unasked.
     plinth(&["convert", &folder, &q8, "--type", "q8_0", "-q"]).fails(2, &[&q8, "--force"]);
 }
+
+#[test]
+fn a_synthetic_model_has_the_size_that_was_asked_for() {
+    let path = temporary("synthetic.gguf").display().to_string();
+    let (layers, vocabulary) = (["--layers", "2"], ["--vocabulary", &model()]);
+    let sizes = ["--hidden-size", "128", "--feed-forward-size", "256"];
+    let heads = ["--heads", "4", "--kv-heads", "2", "--force", "-q"];
+    let flags = [&layers[..], &vocabulary, &sizes, &heads].concat();
+    let write = |kind| plinth(&[&["synthetic", &path, "--type", kind], &flags[..]].concat());
+    write("q4_0").succeeds();
+    let request = json!({"prompt": "One two", "max_tokens": 3, "ignore_eos": true});
+    let results = batch(&path, &[request], &[]);
+    assert_eq!(results[0]["usage"]["completion_tokens"], 3);
+    // 49,152 tokens and two layers, in blocks of 18 bytes for 32 weights.
+    let weights = 49_152 * 128 + 2 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256);
+    let plan: Value =
+        serde_json::from_str(&plinth(&["plan", &path, "--json"]).succeeds()).expect("JSON");
+    let text = plan.to_string();
+    assert!(text.contains(&format!("{}", weights / 32 * 18)), "{text}");
+    plinth(&[
+        "synthetic",
+        &path,
+        "--type",
+        "q4_0",
+        "--vocabulary",
+        &model(),
+    ])
+    .fails(2, &["--force"]);
+    let refused = |sizes: &[&str], expected: &[&str]| {
+        let args = ["synthetic", &path, "--type", "q4_0", "--force"];
+        plinth(&[&args, sizes, &vocabulary].concat()).fails(2, expected);
+    };
+    refused(
+        &["--hidden-size", "100"],
+        &["--hidden-size", "multiple of 64"],
+    );
+    refused(
+        &["--feed-forward-size", "100"],
+        &["found 100", "multiple of 32"],
+    );
+    refused(&["--kv-heads", "5"], &["key/value heads: found 5"]);
+}

@@ -85,6 +85,7 @@ fn help_teaches_and_every_verb_has_it() {
         "perplexity",
         "bench",
         "convert",
+        "synthetic",
         "plugin",
     ] {
         assert!(help.contains(verb), "{help}");

@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 
 mod answers;
+mod compare;
 mod foresight;
 mod input;
 mod machines;

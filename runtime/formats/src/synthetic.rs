@@ -3,7 +3,7 @@
 
 use crate::config::ModelConfig;
 use crate::convert::{factors, model_metadata};
-use crate::error::FormatError;
+use crate::error::{Checked, FormatError, Problem};
 use crate::gguf::write::{Planned, Writer};
 use crate::gguf::{Array, Metadata, Value};
 use crate::tensors::needed_shapes;
@@ -17,43 +17,39 @@ use std::path::Path;
 /// `tied` leaves out the output head; `biases` adds the optional ones. The same arguments give the same bytes.
 ///
 /// # Errors
-/// The file cannot be written.
+/// A size is out of range or contradicts another, the format does not divide a row, or the file cannot be written.
 ///
-/// **Panics** if `format` does not divide the rows, or if the vocabulary has another size than the configuration.
+/// **Panics** if the vocabulary has another size than the configuration.
 pub fn write(
     path: &Path,
     config: &ModelConfig,
     options: &Options,
     vocab: &GgufVocab,
 ) -> Result<(), FormatError> {
+    write_watched(path, config, options, vocab, &|_, _| {})
+}
+
+/// [`write()`], which tells `progress` the bytes written so far, and in all.
+///
+/// # Errors
+/// As [`write()`].
+///
+/// **Panics** as [`write()`].
+pub fn write_watched(
+    path: &Path,
+    config: &ModelConfig,
+    options: &Options,
+    vocab: &GgufVocab,
+    progress: &dyn Fn(u64, u64),
+) -> Result<(), FormatError> {
     assert_eq!(
         vocab.tokens.len(),
         config.vocab_size,
         "one token a row of the embedding"
     );
-    let shapes = needed_shapes(config);
-    let wanted = shapes
-        .into_iter()
-        .filter(|shape| match shape.name.as_str() {
-            "output.weight" => !options.tied,
-            name if name.starts_with("rope_f") => false,
-            name if name.ends_with(".bias") => options.biases,
-            _ => true,
-        });
-    let mut planned: Vec<_> = wanted
-        .map(|shape| Planned {
-            format: if shape.rows == 1 {
-                Format::F32
-            } else {
-                options.format
-            },
-            name: shape.name,
-            rows: shape.rows,
-            cols: shape.cols,
-            matrices: 1,
-        })
-        .collect();
-    let at = |problem: crate::error::Problem| problem.at(path);
+    let at = |problem: Problem| problem.at(path);
+    config.check().map_err(at)?;
+    let mut planned = planned(config, options).map_err(at)?;
     let mut metadata = model_metadata(config).map_err(at)?;
     metadata.extend(vocabulary(vocab));
     metadata.push((
@@ -65,13 +61,49 @@ pub fn write(
     planned.extend(factors.iter().map(|tensor| tensor.planned.clone()));
     let mut writer = Writer::create(path, &Metadata(metadata), &planned).map_err(at)?;
     let mut numbers = Random(options.seed);
+    let total = planned.iter().map(Planned::bytes).sum();
+    let mut written = 0;
     for tensor in &planned[..random] {
+        progress(written, total);
         writer.tensor(&weights(tensor, &mut numbers)).map_err(at)?;
+        written += tensor.bytes();
     }
     for tensor in &factors {
         writer.tensor(&tensor.bytes()).map_err(at)?;
     }
     writer.finish().map_err(at)
+}
+
+/// The tensors that the model has, in formats that they can have.
+fn planned(config: &ModelConfig, options: &Options) -> Checked<Vec<Planned>> {
+    let wanted = needed_shapes(config)
+        .into_iter()
+        .filter(|shape| match shape.name.as_str() {
+            "output.weight" => !options.tied,
+            name if name.starts_with("rope_f") => false,
+            name if name.ends_with(".bias") => options.biases,
+            _ => true,
+        });
+    let planned = wanted.map(|shape| {
+        let format = match shape.rows {
+            1 => Format::F32,
+            _ => options.format,
+        };
+        let block = format.block_len();
+        if !shape.cols.is_multiple_of(block) {
+            let field = format!("columns of '{}'", shape.name);
+            let expected = format!("a multiple of {block}, as {format} needs");
+            return Err(Problem::field(field, shape.cols, expected));
+        }
+        Ok(Planned {
+            format,
+            name: shape.name,
+            rows: shape.rows,
+            cols: shape.cols,
+            matrices: 1,
+        })
+    });
+    planned.collect()
 }
 
 /// What of a synthetic model its configuration does not say.

@@ -90,6 +90,27 @@ fn a_synthetic_model_opens_as_what_it_was_written() {
 }
 
 #[test]
+fn a_synthetic_model_that_cannot_be_is_refused_by_its_field() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("model.gguf");
+    let refused = |change: fn(&mut ModelConfig), expected: &str| {
+        let mut config = tiny_config();
+        change(&mut config);
+        let written = synthetic::write(&path, &config, &options(Format::Q8_0), &tiny_vocabulary());
+        let error = written.expect_err("it is refused").to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(|config| config.num_kv_heads = 3, "key/value heads: found 3");
+    refused(
+        |config| config.hidden_size = 72,
+        "found 72, expected a multiple of 32",
+    );
+    refused(|config| config.num_layers = 0, "layers: found 0");
+    let left = std::fs::read_dir(folder.path()).expect("the folder can be read");
+    assert_eq!(left.count(), 0, "nothing is left behind");
+}
+
+#[test]
 fn biases_a_head_and_scaling_survive() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("model.gguf");

@@ -8,16 +8,13 @@ use anyhow::anyhow;
 use plinth_formats::convert::convert;
 use plinth_kernels::Format;
 use plinth_platform::text::bytes;
+use std::path::Path;
 
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let input = startup::open(&args.input)?;
     let shown = args.output.display();
-    if args.output.exists() && !args.force {
-        return Err(Failure::Input(anyhow!(
-            "'{shown}' exists: choose another name, or replace it with --force"
-        )));
-    }
+    may_write(&args.output, args.force)?;
     let progress = Progress::bytes("converting", args.quiet);
     let report = convert(&input, &args.output, format(args.target), &|done, total| {
         progress.set(done, total)
@@ -37,7 +34,18 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-fn format(target: WeightType) -> Format {
+/// Is there nothing of this name yet, or may it be replaced?
+pub(super) fn may_write(output: &Path, force: bool) -> Result<()> {
+    match output.exists() && !force {
+        false => Ok(()),
+        true => Err(Failure::Input(anyhow!(
+            "'{}' exists: choose another name, or replace it with --force",
+            output.display()
+        ))),
+    }
+}
+
+pub(super) fn format(target: WeightType) -> Format {
     match target {
         WeightType::F32 => Format::F32,
         WeightType::F16 => Format::F16,
