@@ -1,11 +1,15 @@
 //! Hugging Face folders: `config.json`, tokenizer files, `*.safetensors`.
 
+mod assemble;
 mod config_json;
 pub(crate) mod names;
+mod quantization;
 mod safetensors;
 
+pub(crate) use quantization::FIELD as QUANTIZATION;
+
 use crate::error::{Checked, FormatError, Problem};
-use crate::model_file::{ModelFile, OpenFile, Source};
+use crate::model_file::{ModelFile, OpenFile, Source, read_place};
 use crate::tensors::Tensors;
 use crate::vocabulary::HuggingFaceTokenizer;
 use serde_json::Value;
@@ -32,14 +36,23 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFile, FormatError> {
     })?;
     let weights = safetensors::files(folder)?;
     let mut files = Vec::new();
-    let mut tensors = Vec::new();
+    let mut entries = Vec::new();
     for (n, path) in weights.iter().enumerate() {
         let file = File::open(path).map_err(|error| Problem::io("open it")(error).at(path))?;
-        tensors.extend(safetensors::read(&file, n).map_err(|problem| problem.at(path))?);
+        entries.extend(safetensors::read(&file, n).map_err(|problem| problem.at(path))?);
         files.push(OpenFile::new(path.clone(), file));
     }
     let config =
         config_json::model_config(&config_json).map_err(|problem| problem.at(&config_path))?;
+    let quantization =
+        quantization::read(&config_json).map_err(|problem| problem.at(&config_path))?;
+    let read = |entry: &safetensors::Entry| {
+        let mut bytes = Vec::new();
+        read_place(&files, entry.place, &entry.name, &mut bytes)?;
+        Ok(bytes)
+    };
+    let mut tensors =
+        assemble::tensors(entries, quantization, &read).map_err(|problem| problem.at(folder))?;
     let tied = config_json::is_tied(&config_json).map_err(|problem| problem.at(&config_path))?;
     if tied {
         // Some writers store the embedding a second time as the head. The configuration says that it is the same.

@@ -4,6 +4,7 @@
 
 use crate::config::ModelConfig;
 use crate::error::{Checked, Problem};
+use crate::int4::Grouped;
 use plinth_kernels::Format;
 use std::collections::HashMap;
 
@@ -19,12 +20,23 @@ pub struct TensorInfo {
     /// Inputs of a matrix, which lie side by side; the length of a vector.
     pub cols: usize,
     pub(crate) place: Place,
+    /// The rest of a tensor whose parts lie apart.
+    pub(crate) grouped: Option<Grouped>,
 }
 
 impl TensorInfo {
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
-        self.place.bytes
+        self.places().map(|place| place.bytes).sum()
+    }
+
+    /// Where its bytes lie.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> + '_ {
+        let parts = self
+            .grouped
+            .iter()
+            .flat_map(|grouped| [grouped.zeros, grouped.scales]);
+        std::iter::once(self.place).chain(parts)
     }
 
     /// Number of elements.
@@ -33,7 +45,7 @@ impl TensorInfo {
     }
 }
 
-/// Where the bytes of a tensor lie.
+/// Where bytes of a tensor lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Which file of the model.
@@ -63,7 +75,10 @@ impl Tensors {
                 ));
             }
         }
-        let mut places: Vec<_> = list.iter().map(|info| (info.place, &info.name)).collect();
+        let mut places: Vec<_> = list
+            .iter()
+            .flat_map(|info| info.places().map(|place| (place, &info.name)))
+            .collect();
         places.sort_by_key(|(place, _)| (place.file, place.offset));
         for pair in places.windows(2) {
             let ((first, first_name), (second, second_name)) = (pair[0], pair[1]);

@@ -315,6 +315,7 @@ impl<R: Read> Reader<R> {
                 offset,
                 bytes,
             },
+            grouped: None,
         })
     }
 }

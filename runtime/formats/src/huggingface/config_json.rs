@@ -23,14 +23,6 @@ pub(super) fn model_config(json: &Value) -> Checked<ModelConfig> {
     if activation != "silu" {
         return Err(Problem::field("hidden_act", shown(activation), "'silu'"));
     }
-    if json
-        .get("quantization_config")
-        .is_some_and(|value| !value.is_null())
-    {
-        let problem = Problem::field("quantization_config", "one", "none");
-        return Err(problem
-            .fix("quantised safetensors are not supported: take the float model, or a GGUF file"));
-    }
     let hidden_size = needed_size(json, "hidden_size")?;
     let num_heads = needed_size(json, "num_attention_heads")?;
     let head_dim = match size(json, "head_dim")? {
