@@ -13,7 +13,6 @@ use crate::cpu::vector::LANES;
 use crate::memory::Region;
 use half::{bf16, f16};
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::ptr::NonNull;
 use std::{fmt, io};
 
