@@ -314,7 +314,7 @@ mod tests {
         let float = ("q4_1".into(), "cpu.portable.matmul.float".into());
         let format = refused(|s| s.matmul.push(float.clone()));
         assert!(format.contains("multiplies [\"f32\", \"f16\", \"bf16\"] only"));
-        let name = refused(|s| s.matmul.push(("q3_k".into(), String::new())));
-        assert!(name.contains("no weight format \"q3_k\""));
+        let name = refused(|s| s.matmul.push(("iq2_xs".into(), String::new())));
+        assert!(name.contains("no weight format \"iq2_xs\""));
     }
 }

@@ -6,7 +6,8 @@ use plinth_platform::facts::{BlockSize, GraphSupport, HeadRange, HeadSize, Kerne
 const FLOAT: &[&str] = &["f32", "f16", "bf16"];
 /// Weight formats of small integers and scales.
 const QUANTISED: &[&str] = &[
-    "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k",
+    "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl",
+    "iq4_xs", "mxfp4", "int4",
 ];
 
 /// What an instruction set is called, what it needs (names of Linux), and how fast it is among the others.

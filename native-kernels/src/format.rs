@@ -1,6 +1,6 @@
 //! Weight formats: their names, the shape of their blocks, and reading and writing them element by element.
 //!
-//! The block layouts are those of GGUF. What the kernels read is another layout, made from these once (see `matrix`).
+//! The block layouts are those of GGUF, but for one that gathers what GPTQ and AWQ checkpoints keep apart. What the kernels read is another layout, made from these once (see `matrix`).
 
 use crate::quant;
 
@@ -23,17 +23,30 @@ pub enum Format {
     Q5_0,
     /// 32 5-bit integers, an `f16` scale and an `f16` minimum.
     Q5_1,
+    /// 256 2-bit integers; sixteen 4-bit scales and minima times two `f16`.
+    Q2K,
+    /// 256 3-bit integers around 4; sixteen 6-bit scales around 32 times one `f16`.
+    Q3K,
     /// 256 4-bit integers; eight 6-bit scales and minima times two `f16`.
     Q4K,
     /// 256 5-bit integers; eight 6-bit scales and minima times two `f16`.
     Q5K,
     /// 256 6-bit integers around 32; sixteen 8-bit scales times one `f16`.
     Q6K,
+    /// 32 4-bit codes for the values of a table, and an `f16` scale.
+    Iq4Nl,
+    /// 256 4-bit codes for the values of a table; eight 6-bit scales around 32 times one `f16`.
+    Iq4Xs,
+    /// 32 floats of 4 bits (E2M1), and a power of two as scale (E8M0): OCP Microscaling Formats 1.0.
+    Mxfp4,
+    /// 32 4-bit integers, an `f16` scale and a zero of their own: what GPTQ and AWQ checkpoints are made into (see
+    /// [`int4_block`]). No file holds it.
+    Int4,
 }
 
 impl Format {
     /// Every format.
-    pub const ALL: [Format; 11] = [
+    pub const ALL: [Format; 17] = [
         Format::F32,
         Format::F16,
         Format::BF16,
@@ -42,9 +55,15 @@ impl Format {
         Format::Q4_1,
         Format::Q5_0,
         Format::Q5_1,
+        Format::Q2K,
+        Format::Q3K,
         Format::Q4K,
         Format::Q5K,
         Format::Q6K,
+        Format::Iq4Nl,
+        Format::Iq4Xs,
+        Format::Mxfp4,
+        Format::Int4,
     ];
 
     /// The name that facts, plans and command lines use, such as `q4_k`.
@@ -58,9 +77,15 @@ impl Format {
             Format::Q4_1 => "q4_1",
             Format::Q5_0 => "q5_0",
             Format::Q5_1 => "q5_1",
+            Format::Q2K => "q2_k",
+            Format::Q3K => "q3_k",
             Format::Q4K => "q4_k",
             Format::Q5K => "q5_k",
             Format::Q6K => "q6_k",
+            Format::Iq4Nl => "iq4_nl",
+            Format::Iq4Xs => "iq4_xs",
+            Format::Mxfp4 => "mxfp4",
+            Format::Int4 => "int4",
         }
     }
 
@@ -76,7 +101,9 @@ impl Format {
         match self {
             Format::F32 | Format::F16 | Format::BF16 => 1,
             Format::Q8_0 | Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => 32,
-            Format::Q4K | Format::Q5K | Format::Q6K => 256,
+            Format::Iq4Nl | Format::Mxfp4 | Format::Int4 => 32,
+            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K => 256,
+            Format::Iq4Xs => 256,
         }
     }
 
@@ -90,9 +117,15 @@ impl Format {
             Format::Q4_1 => 20,
             Format::Q5_0 => 22,
             Format::Q5_1 => 24,
+            Format::Q2K => 84,
+            Format::Q3K => 110,
             Format::Q4K => 144,
             Format::Q5K => 176,
             Format::Q6K => 210,
+            Format::Iq4Nl => 18,
+            Format::Iq4Xs => 136,
+            Format::Mxfp4 => 17,
+            Format::Int4 => 19,
         }
     }
 
@@ -148,6 +181,19 @@ impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// A block of [`Format::Int4`]: element `i` is `scale * (q[i] - zero)`.
+///
+/// **Units**: `scale` is the bytes of a little-endian `f16`; the integers are 0 to 15.
+pub fn int4_block(scale: [u8; 2], zero: u8, q: &[u8; 32]) -> [u8; 19] {
+    let mut block = [0; 19];
+    let (head, nibbles) = block.split_at_mut(3);
+    head.copy_from_slice(&[scale[0], scale[1], zero]);
+    for (k, byte) in nibbles.iter_mut().enumerate() {
+        *byte = q[k] & 0x0f | q[16 + k] << 4;
+    }
+    block
 }
 
 #[cfg(test)]

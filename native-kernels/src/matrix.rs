@@ -1,7 +1,10 @@
 //! A weight matrix packed for the kernels.
 
 use crate::Format;
-use crate::cpu::panel::{FloatElement, PanelBlock, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use crate::cpu::panel::{
+    FloatElement, Int4, Iq4Nl, Iq4Xs, Mxfp4, PanelBlock, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1,
+    Q5K, Q6K, Q8_0,
+};
 use crate::cpu::vector::LANES;
 use crate::memory::{self, Arena, Slab};
 use crate::parallel::for_pieces;
@@ -208,9 +211,15 @@ pub(crate) fn with_panels<W: WithPanels>(format: Format, w: W) -> W::Output {
         Format::Q4_1 => w.blocks::<Q4_1>(),
         Format::Q5_0 => w.blocks::<Q5_0>(),
         Format::Q5_1 => w.blocks::<Q5_1>(),
+        Format::Q2K => w.blocks::<Q2K>(),
+        Format::Q3K => w.blocks::<Q3K>(),
         Format::Q4K => w.blocks::<Q4K>(),
         Format::Q5K => w.blocks::<Q5K>(),
         Format::Q6K => w.blocks::<Q6K>(),
+        Format::Iq4Nl => w.blocks::<Iq4Nl>(),
+        Format::Iq4Xs => w.blocks::<Iq4Xs>(),
+        Format::Mxfp4 => w.blocks::<Mxfp4>(),
+        Format::Int4 => w.blocks::<Int4>(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Lanes on AVX2 with FMA and F16C: sixteen lanes are two registers of eight.
 
-use super::generic::dot::{Maddubs, Quads, bytes_by_maddubs, nibbles_by_maddubs};
-use super::vector::{I32Of, Int8, Int8Kernel, LANES, LaneKernel, Lanes};
+use super::generic::dot::{Maddubs, bytes_by_maddubs, nibbles_by_maddubs};
+use super::vector::{I32Of, Int8, Int8Kernel, LANES, LaneKernel, Lanes, Quads, Unpack};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -271,6 +271,15 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn lookup<const SHIFT: i32>(self, table: &[f32; LANES], x: I) -> F {
+        let [low, high] = Lanes::load(self, table);
+        avx2!([
+            lookup::<SHIFT>(low, high, x[0]),
+            lookup::<SHIFT>(low, high, x[1]),
+        ])
+    }
+
+    #[inline(always)]
     fn to_f32(self, x: I) -> F {
         avx2!([_mm256_cvtepi32_ps(x[0]), _mm256_cvtepi32_ps(x[1])])
     }
@@ -281,6 +290,19 @@ impl Lanes for Avx2 {
         // A prefetch of any address, mapped or not, is without effect but on caches.
         avx2!(_mm_prefetch::<_MM_HINT_T0>(at));
     }
+}
+
+/// The permutation reads three bits of an index; the fourth, moved to the sign, chooses between the halves of the table.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn lookup<const SHIFT: i32>(low: __m256, high: __m256, x: __m256i) -> __m256 {
+    let index = _mm256_srli_epi32::<SHIFT>(x);
+    let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+    _mm256_blendv_ps(
+        _mm256_permutevar8x32_ps(low, index),
+        _mm256_permutevar8x32_ps(high, index),
+        is_high,
+    )
 }
 
 #[target_feature(enable = "avx2")]
@@ -362,6 +384,39 @@ impl Quads for Avx2 {
     }
 
     #[inline(always)]
+    fn bits(self, x: I, shift: i32, mask: u8) -> I {
+        avx2!({
+            let mask = _mm256_set1_epi8(mask as i8);
+            let count = _mm_cvtsi32_si128(shift.abs());
+            let moved = if shift < 0 {
+                [_mm256_sll_epi16(x[0], count), _mm256_sll_epi16(x[1], count)]
+            } else {
+                [_mm256_srl_epi16(x[0], count), _mm256_srl_epi16(x[1], count)]
+            };
+            [
+                _mm256_and_si256(moved[0], mask),
+                _mm256_and_si256(moved[1], mask),
+            ]
+        })
+    }
+
+    #[inline(always)]
+    fn or(self, a: I, b: I) -> I {
+        avx2!([_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])])
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: I) -> I {
+        avx2!({
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            [
+                _mm256_shuffle_epi8(table, x[0]),
+                _mm256_shuffle_epi8(table, x[1]),
+            ]
+        })
+    }
+
+    #[inline(always)]
     fn splat(self, x: i32) -> I {
         avx2!([_mm256_set1_epi32(x); 2])
     }
@@ -438,7 +493,7 @@ impl Int8 for Avx2 {
     #[inline(always)]
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
-        weights: &[[u8; 64]; P],
+        weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
     ) -> [I32Of<Self>; R] {

@@ -1,8 +1,8 @@
 //! Lanes on AVX-512 (F, BW, VL), and integer dot products by VNNI: sixteen lanes are one register.
 
 use super::avx2;
-use super::generic::dot::{Dpbusd, Quads, bytes_by_dpbusd, nibbles_by_dpbusd};
-use super::vector::{I32Of, Int8, Int8Kernel, LANES, LaneKernel, Lanes};
+use super::generic::dot::{Dpbusd, bytes_by_dpbusd, nibbles_by_dpbusd};
+use super::vector::{I32Of, Int8, Int8Kernel, LANES, LaneKernel, Lanes, Quads, Unpack};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -235,6 +235,16 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn lookup<const SHIFT: i32>(self, table: &[f32; LANES], x: __m512i) -> __m512 {
+        let table = self.load(table);
+        avx512!({
+            // The permutation reads the lowest four bits of an index.
+            let index = _mm512_srl_epi32(x, _mm_cvtsi32_si128(SHIFT));
+            _mm512_permutexvar_ps(index, table)
+        })
+    }
+
+    #[inline(always)]
     fn to_f32(self, x: __m512i) -> __m512 {
         avx512!(_mm512_cvtepi32_ps(x))
     }
@@ -304,6 +314,32 @@ impl Quads for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn bits(self, x: __m512i, shift: i32, mask: u8) -> __m512i {
+        avx512!({
+            let count = _mm_cvtsi32_si128(shift.abs());
+            let moved = if shift < 0 {
+                _mm512_sll_epi16(x, count)
+            } else {
+                _mm512_srl_epi16(x, count)
+            };
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8))
+        })
+    }
+
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        avx512!(_mm512_or_si512(a, b))
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: __m512i) -> __m512i {
+        avx512!({
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, x)
+        })
+    }
+
+    #[inline(always)]
     fn splat(self, x: i32) -> __m512i {
         avx512!(_mm512_set1_epi32(x))
     }
@@ -344,7 +380,7 @@ impl Int8 for Avx512Vnni {
     #[inline(always)]
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
-        weights: &[[u8; 64]; P],
+        weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
     ) -> [I32Of<Self>; R] {

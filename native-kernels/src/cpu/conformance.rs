@@ -48,6 +48,8 @@ impl LaneKernel for Everything {
             ("swap_pairs", l.swap_pairs(a)),
             ("field 4", l.field::<4>(quads, 15)),
             ("field 24", l.field::<24>(quads, 255)),
+            ("lookup 0", l.lookup::<0>(&self.b, quads)),
+            ("lookup 28", l.lookup::<28>(&self.b, quads)),
             ("to_f32", l.to_f32(quads)),
             ("exp2", exp2(l, a)),
         ];

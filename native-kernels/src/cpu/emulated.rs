@@ -2,11 +2,10 @@
 //! on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
 
 use super::generic::dot::{
-    Dpbusd, Maddubs, Quads, bytes_by_dpbusd, bytes_by_maddubs, nibbles_by_dpbusd,
-    nibbles_by_maddubs,
+    Dpbusd, Maddubs, bytes_by_dpbusd, bytes_by_maddubs, nibbles_by_dpbusd, nibbles_by_maddubs,
 };
 use super::portable::Portable;
-use super::vector::{Int8, LANES};
+use super::vector::{Int8, LANES, Quads, Unpack};
 use std::array::from_fn;
 
 /// What AVX2 does.
@@ -28,15 +27,48 @@ macro_rules! emulated_quads {
             }
 
             fn repeat(self, q: &[i8; 4]) -> [u8; 64] {
-                from_fn(|i| q[i % 4] as u8)
+                Portable.repeat(q)
             }
 
             fn low_nibbles(self, x: [u8; 64]) -> [u8; 64] {
-                x.map(|x| x & 0x0f)
+                Portable.low_nibbles(x)
             }
 
             fn high_nibbles(self, x: [u8; 64]) -> [u8; 64] {
-                x.map(|x| x >> 4)
+                Portable.high_nibbles(x)
+            }
+
+            fn bits(self, x: [u8; 64], shift: i32, mask: u8) -> [u8; 64] {
+                let moved = x.as_chunks().0.iter().flat_map(|pair| {
+                    let word = u16::from_le_bytes(*pair);
+                    let moved = if shift < 0 {
+                        word << -shift
+                    } else {
+                        word >> shift
+                    };
+                    moved.to_le_bytes()
+                });
+                let mut bytes = [0; 64];
+                bytes
+                    .iter_mut()
+                    .zip(moved)
+                    .for_each(|(byte, moved)| *byte = moved & mask);
+                bytes
+            }
+
+            fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+                Portable.or(a, b)
+            }
+
+            fn lookup(self, table: &[u8; 16], x: [u8; 64]) -> [u8; 64] {
+                // An index with its sign bit set gives zero.
+                x.map(|x| {
+                    if x < 0x80 {
+                        table[usize::from(x & 0x0f)]
+                    } else {
+                        0
+                    }
+                })
             }
 
             fn splat(self, x: i32) -> [i32; LANES] {
@@ -44,7 +76,7 @@ macro_rules! emulated_quads {
             }
 
             fn add(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-                from_fn(|i| a[i].wrapping_add(b[i]))
+                Quads::add(Portable, a, b)
             }
         }
     };
@@ -116,7 +148,7 @@ impl Int8 for EmulatedVnni {
 
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
-        weights: &[[u8; 64]; P],
+        weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
     ) -> [[i32; LANES]; R] {
@@ -144,7 +176,7 @@ impl Int8 for EmulatedMaddubs {
 
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
-        weights: &[[u8; 64]; P],
+        weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
     ) -> [[i32; LANES]; R] {

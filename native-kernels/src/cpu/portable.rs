@@ -1,6 +1,6 @@
 //! Lanes in plain Rust: runs everywhere, and is the meaning of the lane layer that the other instances must equal.
 
-use super::vector::{I32Of, Int8, LANES, Lanes};
+use super::vector::{I32Of, Int8, LANES, Lanes, Quads, Unpack};
 use half::{bf16, f16};
 use std::array::from_fn;
 
@@ -157,12 +157,70 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn lookup<const SHIFT: i32>(self, table: &[f32; LANES], x: Self::I32) -> Self::F32 {
+        x.map(|x| table[(x >> SHIFT & 15) as usize])
+    }
+
+    #[inline(always)]
     fn to_f32(self, x: Self::I32) -> Self::F32 {
         x.map(|x| x as f32)
     }
 
     #[inline(always)]
     fn prefetch<T>(self, _: &T, _: usize) {}
+}
+
+impl Quads for Portable {
+    type Lanes = Self;
+    type Bytes = [u8; 64];
+
+    #[inline(always)]
+    fn load(self, from: &[u8; 64]) -> [u8; 64] {
+        *from
+    }
+
+    #[inline(always)]
+    fn repeat(self, q: &[i8; 4]) -> [u8; 64] {
+        from_fn(|i| q[i % 4] as u8)
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| x & 0x0f)
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| x >> 4)
+    }
+
+    #[inline(always)]
+    fn bits(self, x: [u8; 64], shift: i32, mask: u8) -> [u8; 64] {
+        x.map(|x| {
+            let moved = if shift < 0 { x << -shift } else { x >> shift };
+            moved & mask
+        })
+    }
+
+    #[inline(always)]
+    fn or(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: [u8; 64]) -> [u8; 64] {
+        x.map(|x| table[usize::from(x & 0x0f)])
+    }
+
+    #[inline(always)]
+    fn splat(self, x: i32) -> [i32; LANES] {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn add(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        from_fn(|i| a[i].wrapping_add(b[i]))
+    }
 }
 
 impl Int8 for Portable {
@@ -197,12 +255,17 @@ impl Int8 for Portable {
     #[inline(always)]
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
-        weights: &[[u8; 64]; P],
+        weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         _: [i32; R],
     ) -> [I32Of<Self>; R] {
         let mut dots = [[0; LANES]; R];
-        for (p, weights) in weights.iter().enumerate() {
+        #[allow(
+            clippy::needless_range_loop,
+            reason = "the activations are not all that is numbered by it"
+        )]
+        for p in 0..P {
+            let weights = weights.quad(self, p);
             let weights = weights.map(|byte| byte.wrapping_sub(ZERO as u8) as i8);
             for r in 0..R {
                 add_products(&mut dots[r], &weights, &q[r][p]);

@@ -67,6 +67,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn load_quads(self, from: &[u8; 4 * LANES]) -> Self::I32;
     /// Bits from `SHIFT` on of each lane, and-ed with `mask`, as a number.
     fn field<const SHIFT: i32>(self, x: Self::I32, mask: u8) -> Self::F32;
+    /// The entry of `table` that the four bits from `SHIFT` on of each lane number.
+    fn lookup<const SHIFT: i32>(self, table: &[f32; LANES], x: Self::I32) -> Self::F32;
     /// Exact up to 2^24.
     fn to_f32(self, x: Self::I32) -> Self::F32;
 
@@ -118,15 +120,54 @@ pub(crate) trait Int8: Copy + Send + Sync + 'static {
     /// below `1 << BITS`.
     ///
     /// `weight - ZERO` fits in a signed byte, `q` are -127 to 127, and `sums[r]` is the sum of `q[r]`.
-    ///
-    /// **Layout**: byte `64 p + 4 lane + j` holds input `4 p + j` of the output `lane`.
     fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
         self,
-        weights: &[[u8; 64]; P],
+        weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
     ) -> [I32Of<Self>; R];
 }
+
+/// Small unsigned integers of sixteen outputs x `4 * P` inputs, in whatever layout, that become bytes on their way into
+/// a dot product.
+pub(crate) trait Unpack<const P: usize> {
+    /// Inputs `4 p` to `4 p + 3`: byte `4 lane + j` is input `4 p + j` of the output `lane`.
+    fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes;
+}
+
+/// One integer a byte.
+impl<const P: usize> Unpack<P> for [[u8; 64]; P] {
+    #[inline(always)]
+    fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
+        quads.load(&self[p])
+    }
+}
+
+/// Bytes of sixteen outputs x 4 inputs, and how to take them apart.
+pub(crate) trait Quads: Copy {
+    /// The float lanes whose integers the sums are.
+    type Lanes: Lanes;
+    /// 64 bytes.
+    type Bytes: Copy;
+
+    fn load(self, from: &[u8; 64]) -> Self::Bytes;
+    /// The same four bytes sixteen times.
+    fn repeat(self, q: &[i8; 4]) -> Self::Bytes;
+    fn low_nibbles(self, x: Self::Bytes) -> Self::Bytes;
+    fn high_nibbles(self, x: Self::Bytes) -> Self::Bytes;
+    /// Each byte moved down by `shift` bits (up, if it is negative), -7 to 7, and and-ed with `mask`, which keeps none
+    /// of the bits that came from a neighbour.
+    fn bits(self, x: Self::Bytes, shift: i32, mask: u8) -> Self::Bytes;
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// The entry of `table` that each byte (below 16) numbers.
+    fn lookup(self, table: &[u8; 16], x: Self::Bytes) -> Self::Bytes;
+    fn splat(self, x: i32) -> SumOf<Self>;
+    /// Wraps.
+    fn add(self, a: SumOf<Self>, b: SumOf<Self>) -> SumOf<Self>;
+}
+
+/// Sixteen `i32`.
+pub(crate) type SumOf<Q> = <<Q as Quads>::Lanes as Lanes>::I32;
 
 /// The integer vector of an [`Int8`] instance.
 pub(crate) type I32Of<I> = <<I as Int8>::Lanes as Lanes>::I32;

@@ -1,4 +1,4 @@
-//! Blocks of 32: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1.
+//! Blocks of 32: Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Int4.
 
 use half::f16;
 
@@ -49,6 +49,13 @@ impl Block {
         Self::from_min(scale_min, q)
     }
 
+    /// `scale: f16, zero: u8, nibbles: [u8; 16]`.
+    pub fn read_int4(block: &[u8; 19]) -> Self {
+        let (head, bytes) = split::<3, 16, 19>(block);
+        let (scale, zero) = split::<2, 1, 3>(head);
+        Self::around_zero(f16::from_le_bytes(*scale), zero[0], nibbles(bytes))
+    }
+
     pub fn dequantize(&self, out: &mut [f32; 32]) {
         let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
         for (out, &q) in out.iter_mut().zip(&self.q) {
@@ -87,7 +94,7 @@ pub(super) fn split<const A: usize, const B: usize, const N: usize>(
 }
 
 /// Low nibbles are elements 0..16, high nibbles 16..32.
-fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
+pub(super) fn nibbles(bytes: &[u8; 16]) -> [u8; 32] {
     std::array::from_fn(|i| {
         let byte = bytes[i % 16];
         if i < 16 { byte & 0x0f } else { byte >> 4 }

@@ -1,4 +1,4 @@
-//! Super-blocks of 256: Q4_K, Q5_K, Q6_K.
+//! Super-blocks of 256: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K.
 
 use super::blocks::split;
 use half::f16;
@@ -81,33 +81,53 @@ fn unpack_scales(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     (scales, mins)
 }
 
-/// Q6_K taken apart: element `16 g + i` is `(scale * scales[g]) * (q - 32)`, each step rounded to `f32`.
-pub(crate) struct SuperBlock6 {
+/// Q3_K or Q6_K taken apart: element `16 g + i` is `(scale * scales[g]) * (q - zero)`, each step rounded to `f32`.
+pub(crate) struct SuperBlock16 {
     /// Multiplier of the scales.
     pub scale: f16,
     /// One scale for each group of 16.
     pub scales: [i8; 16],
-    /// The integers, unsigned: 32 stands for zero.
+    /// The integer that stands for zero.
+    pub zero: u8,
+    /// The integers, unsigned.
     pub q: [u8; 256],
 }
 
-impl SuperBlock6 {
+impl SuperBlock16 {
+    /// `high bits: [u8; 32], low pairs of bits: [u8; 64], scales: [u8; 12], scale: f16`.
+    ///
+    /// Bit `g` of byte `i` of the high bits belongs to element `32 g + i`.
+    pub fn read_q3_k(block: &[u8; 110]) -> Self {
+        let (high, rest) = split::<32, 78, 110>(block);
+        let (pairs, rest) = split::<64, 14, 78>(rest);
+        let (scales, scale) = split::<12, 2, 14>(rest);
+        Self {
+            scale: f16::from_le_bytes(*scale),
+            scales: unpack_signed_scales(scales),
+            zero: 4,
+            q: std::array::from_fn(|i| {
+                let high = high[i % 32] >> (i / 32) & 1;
+                pair(pairs, i) | high << 2
+            }),
+        }
+    }
+
     /// `low nibbles: [u8; 128], high pairs of bits: [u8; 64], scales: [i8; 16], scale: f16`.
     ///
     /// Each half of 128 elements uses 64 bytes of nibbles and 32 of pairs: group `j` of 32 (0 to 3) has the low (0, 1)
     /// or high (2, 3) nibbles of bytes `32 (j % 2) ..` and bits `2 j` of the pairs.
-    pub fn read(block: &[u8; 210]) -> Self {
+    pub fn read_q6_k(block: &[u8; 210]) -> Self {
         let (low, rest) = split::<128, 82, 210>(block);
         let (high, rest) = split::<64, 18, 82>(rest);
         let (scales, scale) = split::<16, 2, 18>(rest);
         Self {
             scale: f16::from_le_bytes(*scale),
             scales: scales.map(|byte| byte as i8),
+            zero: 32,
             q: std::array::from_fn(|i| {
                 let (half, j, lane) = (i / 128, i % 128 / 32, i % 32);
                 let nibble = low[64 * half + 32 * (j % 2) + lane] >> (4 * (j / 2)) & 0x0f;
-                let pair = high[32 * half + lane] >> (2 * j) & 0x03;
-                nibble | pair << 4
+                nibble | pair(high, i) << 4
             }),
         }
     }
@@ -116,7 +136,61 @@ impl SuperBlock6 {
         let scale = self.scale.to_f32();
         for (i, out) in out.iter_mut().enumerate() {
             let scale = scale * f32::from(self.scales[i / 16]);
-            *out = scale * (i32::from(self.q[i]) - 32) as f32;
+            *out = scale * (i32::from(self.q[i]) - i32::from(self.zero)) as f32;
+        }
+    }
+}
+
+/// The two bits of element `i`: each half of 128 elements has 32 bytes, whose bits `2 j` are group `j` of 32.
+fn pair(pairs: &[u8; 64], i: usize) -> u8 {
+    pairs[i / 128 * 32 + i % 32] >> (2 * (i % 128 / 32)) & 3
+}
+
+/// Sixteen scales of 6 bits, less 32: the low nibbles of eight bytes, then the high ones, are the low bits; bits `2 j` of
+/// the four bytes after them are the high bits of scales `4 j` to `4 j + 3`.
+fn unpack_signed_scales(packed: &[u8; 12]) -> [i8; 16] {
+    let (low, high) = split::<8, 4, 12>(packed);
+    std::array::from_fn(|g| {
+        let low = low[g % 8] >> (4 * (g / 8)) & 0x0f;
+        let high = high[g % 4] >> (2 * (g / 4)) & 3;
+        (low | high << 4) as i8 - 32
+    })
+}
+
+/// Q2_K taken apart: element `16 g + i` is `(scale * s) * q - (min * m)`, each step rounded to `f32`, with `s` the low
+/// and `m` the high nibble of `factors[g]`.
+pub(crate) struct SuperBlock2 {
+    /// Multiplier of the scales.
+    pub scale: f16,
+    /// Multiplier of the minima.
+    pub min: f16,
+    /// A 4-bit scale and a 4-bit minimum for each group of 16.
+    pub factors: [u8; 16],
+    /// The integers.
+    pub q: [u8; 256],
+}
+
+impl SuperBlock2 {
+    /// `factors: [u8; 16], pairs of bits: [u8; 64], scale: f16, min: f16`.
+    pub fn read(block: &[u8; 84]) -> Self {
+        let (factors, rest) = split::<16, 68, 84>(block);
+        let (pairs, scale_min) = split::<64, 4, 68>(rest);
+        let (scale, min) = split::<2, 2, 4>(scale_min);
+        Self {
+            scale: f16::from_le_bytes(*scale),
+            min: f16::from_le_bytes(*min),
+            factors: *factors,
+            q: std::array::from_fn(|i| pair(pairs, i)),
+        }
+    }
+
+    pub fn dequantize(&self, out: &mut [f32; 256]) {
+        let (scale, min) = (self.scale.to_f32(), self.min.to_f32());
+        for (i, out) in out.iter_mut().enumerate() {
+            let factors = self.factors[i / 16];
+            let scale = scale * f32::from(factors & 0x0f);
+            let min = min * f32::from(factors >> 4);
+            *out = scale * f32::from(self.q[i]) - min;
         }
     }
 }

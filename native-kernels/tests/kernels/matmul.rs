@@ -128,7 +128,7 @@ fn int8_kernels_are_exact_but_for_rounding() {
                     let w = &weights[i % n * k..][..k];
                     let largest = w.iter().fold(0.0f32, |a, w| a.max(w.abs()));
                     let sum: f32 = x.iter().map(|x| x.abs()).sum();
-                    // Five roundings for 32 inputs (16 in Q6_K), of terms up to four times the largest weight (the
+                    // Five roundings for 32 inputs (16 in Q2_K, Q3_K and Q6_K), of terms up to four times the largest weight (the
                     // offset of the integers is at most that far off).
                     let steps = (5 * k / 16 + 1) as f64;
                     let bound = steps * ROUNDING * f64::from(4.0 * largest * sum);

@@ -46,11 +46,19 @@ impl Random {
             Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => &[0],
             Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => &[0, 2],
             Format::Q6K => &[208],
+            Format::Q2K => &[80, 82],
+            Format::Q3K => &[108],
+            Format::Iq4Nl | Format::Iq4Xs | Format::Int4 => &[0],
+            Format::Mxfp4 => &[],
         };
         let mut bytes: Vec<u8> = (0..format.row_bytes(cols).unwrap() * rows)
             .map(|_| self.next() as u8)
             .collect();
         for block in bytes.chunks_exact_mut(format.block_bytes()) {
+            if format == Format::Mxfp4 {
+                // A power of two from 2^-12 to 2^3.
+                block[0] = 115 + block[0] % 16;
+            }
             for &at in scales {
                 let mut scale = [0; 2];
                 Format::F16.quantize(&[self.signed() / 16.0], &mut scale);

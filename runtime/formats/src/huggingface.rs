@@ -1,11 +1,15 @@
 //! Hugging Face folders: `config.json`, tokenizer files, `*.safetensors`.
 
+mod assemble;
 mod config_json;
 pub(crate) mod names;
+mod quantization;
 mod safetensors;
 
+pub(crate) use quantization::FIELD as QUANTIZATION;
+
 use crate::error::{Checked, FormatError, Problem};
-use crate::model_file::{ModelFile, OpenFile, Source};
+use crate::model_file::{ModelFile, OpenFile, Source, read_place};
 use crate::tensors::{TensorInfo, Tensors};
 use crate::vocabulary::HuggingFaceTokenizer;
 use serde_json::Value;
@@ -35,13 +39,21 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFile, FormatError> {
     let less_one = config_json::norms_are_less_one(&config_json).map_err(in_config)?;
     let weights = safetensors::files(folder)?;
     let mut files = Vec::new();
-    let mut tensors = Vec::new();
+    let mut entries = Vec::new();
     for (n, path) in weights.iter().enumerate() {
         let file = File::open(path).map_err(|error| Problem::io("open it")(error).at(path))?;
         let read = safetensors::read(&file, n, config.post_norms);
-        tensors.extend(read.map_err(|problem| problem.at(path))?);
+        entries.extend(read.map_err(|problem| problem.at(path))?);
         files.push(OpenFile::new(path.clone(), file));
     }
+    let quantization = quantization::read(&config_json).map_err(in_config)?;
+    let read = |entry: &safetensors::Entry| {
+        let mut bytes = Vec::new();
+        read_place(&files, entry.place, &entry.name, &mut bytes)?;
+        Ok(bytes)
+    };
+    let mut tensors =
+        assemble::tensors(entries, quantization, &read).map_err(|problem| problem.at(folder))?;
     if less_one {
         let is_norm = |info: &TensorInfo| info.name.ends_with("norm.weight");
         let plus_one = |info: TensorInfo| {

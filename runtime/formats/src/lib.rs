@@ -11,6 +11,7 @@ pub mod convert;
 mod error;
 mod gguf;
 mod huggingface;
+mod int4;
 mod model_file;
 pub mod synthetic;
 mod tensors;

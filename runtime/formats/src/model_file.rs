@@ -4,7 +4,8 @@ use crate::config::ModelConfig;
 use crate::error::{Checked, FormatError, Problem};
 use crate::gguf::{self, Gguf};
 use crate::huggingface::{self, Folder};
-use crate::tensors::{TensorInfo, Tensors};
+use crate::int4::{self, Parts};
+use crate::tensors::{Place, TensorInfo, Tensors};
 use crate::vocabulary::TokenizerSource;
 use plinth_kernels::Format;
 use plinth_platform::facts::ModelFacts;
@@ -74,7 +75,11 @@ fn open_gguf(path: &Path) -> Result<ModelFile, FormatError> {
     let mut gguf = gguf::read(&file, len).map_err(at)?;
     let files = vec![OpenFile::new(path.to_owned(), file)];
     let values = |name: &str| match gguf.tensor(name) {
-        Some(info) => read(&files, info).map(|bytes| Some(dequantize(info, &bytes))),
+        Some(info) => {
+            let mut bytes = Vec::new();
+            read_place(&files, info.place, name, &mut bytes)?;
+            Ok(Some(dequantize(info, &bytes)))
+        }
         None => Ok(None),
     };
     let factors = gguf::Factors {
@@ -126,7 +131,8 @@ impl ModelFile {
         self.tensors.get(name)
     }
 
-    /// Reads the bytes of a tensor into `buffer`, whose room is used again.
+    /// Reads the bytes of a tensor into `buffer`, whose room is used again. One whose parts lie apart (GPTQ, AWQ) comes
+    /// as blocks of its format.
     ///
     /// # Errors
     /// The file can no longer be read, or became shorter since it was opened.
@@ -136,8 +142,20 @@ impl ModelFile {
         let info = self
             .tensor(name)
             .unwrap_or_else(|| panic!("no tensor '{name}' in '{}'", self.path.display()));
-        let file = &self.files[info.place.file];
-        read_into(file, info, buffer).map_err(|problem| problem.at(&file.path))?;
+        let read = |place: Place, buffer: &mut Vec<u8>| {
+            read_place(&self.files, place, &info.name, buffer)
+                .map_err(|problem| problem.at(&self.files[place.file].path))
+        };
+        let Some(grouped) = &info.grouped else {
+            read(info.place, buffer)?;
+            info.add_one(buffer);
+            return Ok(info);
+        };
+        let mut parts = Parts::default();
+        read(info.place, &mut parts.weights)?;
+        read(grouped.zeros, &mut parts.zeros)?;
+        read(grouped.scales, &mut parts.scales)?;
+        int4::gather(info, grouped, parts, buffer).map_err(|problem| problem.at(&self.path))?;
         Ok(info)
     }
 
@@ -236,31 +254,33 @@ impl ModelFile {
     }
 }
 
-fn read(files: &[OpenFile], info: &TensorInfo) -> Checked<Vec<u8>> {
-    let mut bytes = Vec::new();
-    read_into(&files[info.place.file], info, &mut bytes)?;
-    Ok(bytes)
-}
-
-fn read_into(file: &OpenFile, info: &TensorInfo, buffer: &mut Vec<u8>) -> Checked<()> {
+/// Reads the bytes of one place. `name` is the tensor's.
+pub(crate) fn read_place(
+    files: &[OpenFile],
+    place: Place,
+    name: &str,
+    buffer: &mut Vec<u8>,
+) -> Checked<()> {
     buffer.clear();
     // A reader that died while it held the file left no state behind but the position, which is set anew here.
-    let mut handle = file.file.lock().unwrap_or_else(PoisonError::into_inner);
-    let action = || format!("read tensor '{}'", info.name);
+    let mut handle = files[place.file]
+        .file
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let action = || format!("read tensor '{name}'");
     handle
-        .seek(SeekFrom::Start(info.place.offset))
+        .seek(SeekFrom::Start(place.offset))
         .map_err(Problem::io(action()))?;
     let read = (&*handle)
-        .take(info.place.bytes)
+        .take(place.bytes)
         .read_to_end(buffer)
         .map_err(Problem::io(action()))?;
-    if read as u64 == info.place.bytes {
-        info.add_one(buffer);
+    if read as u64 == place.bytes {
         return Ok(());
     }
-    let expected = format!("{} bytes", info.place.bytes);
+    let expected = format!("{} bytes", place.bytes);
     Err(Problem::field(
-        format!("tensor '{}'", info.name),
+        format!("tensor '{name}'"),
         format!("{read} bytes"),
         expected,
     )

@@ -11,6 +11,7 @@ pub(crate) use needed::needed_shapes;
 
 use crate::config::ModelConfig;
 use crate::error::{Checked, Problem};
+use crate::int4::Grouped;
 use plinth_kernels::Format;
 use std::collections::HashMap;
 
@@ -30,6 +31,8 @@ pub struct TensorInfo {
     /// The file has each element in this format and less 1; it is handed out as f32 with the 1 added.
     pub(crate) less_one: Option<Format>,
     pub(crate) place: Place,
+    /// The rest of a tensor whose parts lie apart.
+    pub(crate) grouped: Option<Grouped>,
 }
 
 impl TensorInfo {
@@ -48,6 +51,7 @@ impl TensorInfo {
             matrices: 1,
             less_one: None,
             place,
+            grouped: None,
         }
     }
 
@@ -73,7 +77,16 @@ impl TensorInfo {
 
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
-        self.place.bytes
+        self.places().map(|place| place.bytes).sum()
+    }
+
+    /// Where its bytes lie.
+    pub(crate) fn places(&self) -> impl Iterator<Item = Place> + '_ {
+        let parts = self
+            .grouped
+            .iter()
+            .flat_map(|grouped| [grouped.zeros, grouped.scales]);
+        std::iter::once(self.place).chain(parts)
     }
 
     /// Number of elements.
@@ -82,7 +95,7 @@ impl TensorInfo {
     }
 }
 
-/// Where the bytes of a tensor lie.
+/// Where bytes of a tensor lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     /// Which file of the model.
@@ -114,7 +127,10 @@ impl Tensors {
                 ));
             }
         }
-        let mut places: Vec<_> = list.iter().map(|info| (info.place, &info.name)).collect();
+        let mut places: Vec<_> = list
+            .iter()
+            .flat_map(|info| info.places().map(|place| (place, &info.name)))
+            .collect();
         places.sort_by_key(|(place, _)| (place.file, place.offset));
         for pair in places.windows(2) {
             let ((first, first_name), (second, second_name)) = (pair[0], pair[1]);

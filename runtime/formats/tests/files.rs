@@ -345,8 +345,8 @@ fn broken_tensors_are_refused_by_name() {
     );
     refused(|bytes| after(bytes, name, 4 + 8, &[0xff; 7]), name);
     refused(
-        |bytes| after(bytes, name, 4 + 16, &[10]),
-        "the quantisation q2_k",
+        |bytes| after(bytes, name, 4 + 16, &[16]),
+        "the quantisation iq2_xxs",
     );
     refused(|bytes| after(bytes, name, 4 + 16, &[99]), "type 99");
     refused(

@@ -9,27 +9,7 @@
 //!   - of 8 bits a pair may be 64770. There the weight's sign moves to the activation (`|w| * sign(w) q`), which bounds
 //!     a pair by 2 * 128 * 127 = 32512.
 
-use crate::cpu::vector::Lanes;
-
-/// Bytes of sixteen outputs x 4 inputs, and how to take them apart.
-pub(crate) trait Quads: Copy {
-    /// The float lanes whose integers the sums are.
-    type Lanes: Lanes;
-    /// 64 bytes.
-    type Bytes: Copy;
-
-    fn load(self, from: &[u8; 64]) -> Self::Bytes;
-    /// The same four bytes sixteen times.
-    fn repeat(self, q: &[i8; 4]) -> Self::Bytes;
-    fn low_nibbles(self, x: Self::Bytes) -> Self::Bytes;
-    fn high_nibbles(self, x: Self::Bytes) -> Self::Bytes;
-    fn splat(self, x: i32) -> SumOf<Self>;
-    /// Wraps.
-    fn add(self, a: SumOf<Self>, b: SumOf<Self>) -> SumOf<Self>;
-}
-
-/// Sixteen `i32`.
-pub(crate) type SumOf<Q> = <<Q as Quads>::Lanes as Lanes>::I32;
+use crate::cpu::vector::{Quads, SumOf, Unpack};
 
 /// Quads with the instruction `dpbusd`.
 pub(crate) trait Dpbusd: Quads {
@@ -87,7 +67,7 @@ pub(crate) fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
 #[inline(always)]
 pub(crate) fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const ZERO: i32>(
     d: D,
-    weights: &[[u8; 64]; P],
+    weights: &impl Unpack<P>,
     q: [&[[i8; 4]; P]; R],
     sums: [i32; R],
 ) -> [SumOf<D>; R] {
@@ -95,8 +75,12 @@ pub(crate) fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const Z
     for r in 0..R {
         dots[r] = d.splat(-ZERO * sums[r]);
     }
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "the activations are not all that is numbered by it"
+    )]
     for p in 0..P {
-        let weights = d.load(&weights[p]);
+        let weights = weights.quad(d, p);
         for r in 0..R {
             dots[r] = d.dpbusd(dots[r], weights, d.repeat(&q[r][p]));
         }
@@ -139,7 +123,7 @@ pub(crate) fn bytes_by_maddubs<
     const ZERO: i32,
 >(
     m: M,
-    weights: &[[u8; 64]; P],
+    weights: &impl Unpack<P>,
     q: [&[[i8; 4]; P]; R],
     sums: [i32; R],
 ) -> [SumOf<M>; R] {
@@ -150,7 +134,7 @@ pub(crate) fn bytes_by_maddubs<
     }
 }
 
-/// Weights of 5 or 6 bits: as many pairs are added in 16 bits as fit.
+/// Weights of up to 6 bits: as many pairs are added in 16 bits as fit.
 #[inline(always)]
 fn small_bytes_by_maddubs<
     M: Maddubs,
@@ -160,7 +144,7 @@ fn small_bytes_by_maddubs<
     const ZERO: i32,
 >(
     m: M,
-    weights: &[[u8; 64]; P],
+    weights: &impl Unpack<P>,
     q: [&[[i8; 4]; P]; R],
     sums: [i32; R],
 ) -> [SumOf<M>; R] {
@@ -169,13 +153,17 @@ fn small_bytes_by_maddubs<
     for r in 0..R {
         dots[r] = m.splat(-ZERO * sums[r]);
     }
-    for (weights, first) in weights.chunks(fit).zip((0..P).step_by(fit)) {
+    for first in (0..P).step_by(fit) {
         let zero = m.repeat(&[0; 4]);
         let mut pairs = [m.maddubs(zero, zero); R];
-        for (p, weights) in weights.iter().enumerate() {
-            let weights = m.load(weights);
+        #[allow(
+            clippy::needless_range_loop,
+            reason = "the activations are not all that is numbered by it"
+        )]
+        for p in first..P.min(first + fit) {
+            let weights = weights.quad(m, p);
             for r in 0..R {
-                let products = m.maddubs(weights, m.repeat(&q[r][first + p]));
+                let products = m.maddubs(weights, m.repeat(&q[r][p]));
                 pairs[r] = m.add_pairs(pairs[r], products);
             }
         }
@@ -190,7 +178,7 @@ fn small_bytes_by_maddubs<
 #[inline(always)]
 fn signed_bytes_by_maddubs<M: Maddubs, const R: usize, const P: usize, const ZERO: i32>(
     m: M,
-    weights: &[[u8; 64]; P],
+    weights: &impl Unpack<P>,
     q: [&[[i8; 4]; P]; R],
     sums: [i32; R],
 ) -> [SumOf<M>; R] {
@@ -198,8 +186,12 @@ fn signed_bytes_by_maddubs<M: Maddubs, const R: usize, const P: usize, const ZER
     for r in 0..R {
         dots[r] = m.splat((128 - ZERO) * sums[r]);
     }
+    #[allow(
+        clippy::needless_range_loop,
+        reason = "the activations are not all that is numbered by it"
+    )]
     for p in 0..P {
-        let weights = m.flip(m.load(&weights[p]));
+        let weights = m.flip(weights.quad(m, p));
         let magnitudes = m.magnitude(weights);
         for r in 0..R {
             let signed = m.with_sign(m.repeat(&q[r][p]), weights);

@@ -47,9 +47,7 @@ fn file_type(target: Format) -> u32 {
         Format::Q4_1 => 3,
         Format::Q8_0 => 7,
         Format::BF16 => 32,
-        Format::Q5_0 | Format::Q5_1 | Format::Q4K | Format::Q5K | Format::Q6K => {
-            unreachable!("convert refuses formats that cannot be written")
-        }
+        _ => unreachable!("convert refuses formats that cannot be written"),
     }
 }
 

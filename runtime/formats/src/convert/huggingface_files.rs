@@ -2,6 +2,7 @@
 
 use crate::config::{ModelConfig, RopeScaling};
 use crate::error::{Checked, FormatError, Problem, shown};
+use crate::huggingface::QUANTIZATION;
 use crate::model_file::{ModelFile, Source};
 use crate::vocabulary::{GgufVocab, TokenizerSource};
 use plinth_kernels::Format;
@@ -14,6 +15,10 @@ pub(super) fn write(input: &ModelFile, folder: &Path, target: Format) -> Result<
         Source::HuggingFace(source) => {
             let mut config = source.config.clone();
             config["torch_dtype"] = json!(torch_dtype(target));
+            if let Some(fields) = config.as_object_mut() {
+                // The weights are floats now.
+                fields.remove(QUANTIZATION);
+            }
             put(folder, "config.json", &config)?;
             for name in [
                 "tokenizer.json",

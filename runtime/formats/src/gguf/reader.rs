@@ -351,9 +351,13 @@ fn sizes(dims: [u64; 4], format: Format, field: &str) -> Checked<(usize, usize, 
 fn format_of(type_id: u32, field: &str) -> Checked<Format> {
     let format = Format::ALL
         .into_iter()
-        .find(|&format| type_of(format) == type_id);
+        .find(|&format| type_of(format) == Some(type_id));
     format.ok_or_else(|| {
-        let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
+        let known: Vec<_> = Format::ALL
+            .into_iter()
+            .filter(|&format| type_of(format).is_some())
+            .map(Format::name)
+            .collect();
         let found = match name_of(type_id) {
             Some(name) => format!("the quantisation {name}"),
             None => format!("type {type_id}"),
@@ -363,9 +367,9 @@ fn format_of(type_id: u32, field: &str) -> Checked<Format> {
     })
 }
 
-/// The number that GGUF gives a format.
-pub(super) fn type_of(format: Format) -> u32 {
-    match format {
+/// The number that GGUF gives a format, if it has it.
+pub(super) fn type_of(format: Format) -> Option<u32> {
+    Some(match format {
         Format::F32 => 0,
         Format::F16 => 1,
         Format::Q4_0 => 2,
@@ -373,28 +377,30 @@ pub(super) fn type_of(format: Format) -> u32 {
         Format::Q5_0 => 6,
         Format::Q5_1 => 7,
         Format::Q8_0 => 8,
+        Format::Q2K => 10,
+        Format::Q3K => 11,
         Format::Q4K => 12,
         Format::Q5K => 13,
         Format::Q6K => 14,
+        Format::Iq4Nl => 20,
+        Format::Iq4Xs => 23,
         Format::BF16 => 30,
-    }
+        Format::Mxfp4 => 39,
+        Format::Int4 => return None,
+    })
 }
 
 /// Names of the types that exist but are not read, so that an error can say which it is.
 fn name_of(type_id: u32) -> Option<&'static str> {
     Some(match type_id {
         9 => "q8_1",
-        10 => "q2_k",
-        11 => "q3_k",
         15 => "q8_k",
         16 => "iq2_xxs",
         17 => "iq2_xs",
         18 => "iq3_xxs",
         19 => "iq1_s",
-        20 => "iq4_nl",
         21 => "iq3_s",
         22 => "iq2_s",
-        23 => "iq4_xs",
         24 => "i8",
         25 => "i16",
         26 => "i32",
@@ -403,7 +409,6 @@ fn name_of(type_id: u32) -> Option<&'static str> {
         29 => "iq1_m",
         34 => "tq1_0",
         35 => "tq2_0",
-        39 => "mxfp4",
         _ => return None,
     })
 }

@@ -120,7 +120,8 @@ fn write_header(out: &mut Vec<u8>, metadata: &Metadata, tensors: &[Planned]) {
         out.extend((dims.len() as u32).to_le_bytes());
         dims.iter()
             .for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
-        out.extend(type_of(tensor.format).to_le_bytes());
+        let type_id = type_of(tensor.format).expect("a format that can be written is one of GGUF");
+        out.extend(type_id.to_le_bytes());
         out.extend(u64::to_le_bytes(offset));
         offset = (offset + tensor.bytes()).next_multiple_of(DEFAULT_ALIGNMENT);
     }

@@ -33,14 +33,6 @@ pub(super) fn model_config(json: &Value) -> Checked<ModelConfig> {
         let problem = Problem::field("model_type", shown(model_type), expected);
         return Err(problem.fix("this architecture is not supported"));
     };
-    if json
-        .get("quantization_config")
-        .is_some_and(|value| !value.is_null())
-    {
-        let problem = Problem::field("quantization_config", "one", "none");
-        return Err(problem
-            .fix("quantised safetensors are not supported: take the float model, or a GGUF file"));
-    }
     let sizes = sizes(json)?;
     let rope = rope::of(json, &sizes)?;
     let plain = ModelConfig {

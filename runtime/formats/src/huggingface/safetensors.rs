@@ -2,7 +2,7 @@
 
 use super::{names, read_json};
 use crate::error::{Checked, FormatError, Problem, shown};
-use crate::tensors::{Place, TensorInfo};
+use crate::tensors::Place;
 use plinth_kernels::Format;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,17 +60,62 @@ fn indexed(folder: &Path, index: &serde_json::Value) -> Checked<Vec<PathBuf>> {
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// One entry of the header.
+/// A tensor as it lies in a file.
+pub(super) struct Entry {
+    pub name: String,
+    /// Its name in GGUF files.
+    pub gguf_name: String,
+    pub dtype: Dtype,
+    /// As many matrices of equal size lie one behind the other.
+    pub matrices: usize,
+    /// Of all matrices; 1 for a vector.
+    pub rows: usize,
+    pub cols: usize,
+    pub place: Place,
+}
+
+impl Entry {
+    /// For messages.
+    pub fn shape(&self) -> String {
+        match self.matrices {
+            1 => format!("shape [{}, {}]", self.rows, self.cols),
+            matrices => format!(
+                "shape [{matrices}, {}, {}]",
+                self.rows / matrices,
+                self.cols
+            ),
+        }
+    }
+}
+
+/// How its elements are stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dtype {
+    Float(Format),
+    /// Words of packed integers.
+    I32,
+}
+
+impl Dtype {
+    fn bytes(self) -> u64 {
+        match self {
+            Dtype::Float(format) => format.block_bytes() as u64,
+            Dtype::I32 => 4,
+        }
+    }
+}
+
+/// What the header says of it.
 #[derive(Deserialize)]
-struct Entry {
+struct Header {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
 }
 
-/// Reads the tensors of one file, by their GGUF names. `number` is the file's place among those of the model, and
-/// `post_norms` is as in `ModelConfig`.
-pub(super) fn read(mut file: &File, number: usize, post_norms: bool) -> Checked<Vec<TensorInfo>> {
+/// Reads the entries of one file. `number` is the file's place among those of the model, and `post_norms` is as in
+/// `ModelConfig`.
+pub(super) fn read(mut file: &File, number: usize, post_norms: bool) -> Checked<Vec<Entry>> {
     let file_len = file
         .metadata()
         .map_err(Problem::io("read its length"))?
@@ -105,14 +150,14 @@ pub(super) fn read(mut file: &File, number: usize, post_norms: bool) -> Checked<
         begin: 8 + header_len,
         len: file_len - 8 - header_len,
     };
-    let mut tensors = Vec::new();
+    let mut entries = Vec::new();
     for (name, entry) in header {
         // Old writers stored the rotary frequencies, which follow from the configuration.
         if name != "__metadata__" && !name.ends_with("rotary_emb.inv_freq") {
-            tensors.push(data.tensor(&name, entry, post_norms)?);
+            entries.push(data.entry(name, entry, post_norms)?);
         }
     }
-    Ok(tensors)
+    Ok(entries)
 }
 
 /// The part of a file behind its header.
@@ -123,24 +168,20 @@ struct Data {
 }
 
 impl Data {
-    fn tensor(
-        &self,
-        name: &str,
-        entry: serde_json::Value,
-        post_norms: bool,
-    ) -> Checked<TensorInfo> {
-        let field = format!("tensor {}", shown(name));
-        let entry: Entry = serde_json::from_value(entry).map_err(|error| {
+    fn entry(&self, name: String, entry: serde_json::Value, post_norms: bool) -> Checked<Entry> {
+        let field = format!("tensor {}", shown(&name));
+        let entry: Header = serde_json::from_value(entry).map_err(|error| {
             Problem::field(
                 &field,
                 format!("'{error}'"),
                 "dtype, shape and data_offsets",
             )
         })?;
-        let format = match entry.dtype.as_str() {
-            "F32" => Format::F32,
-            "F16" => Format::F16,
-            "BF16" => Format::BF16,
+        let dtype = match entry.dtype.as_str() {
+            "F32" => Dtype::Float(Format::F32),
+            "F16" => Dtype::Float(Format::F16),
+            "BF16" => Dtype::Float(Format::BF16),
+            "I32" => Dtype::I32,
             other => {
                 let problem = Problem::field(
                     &field,
@@ -148,7 +189,8 @@ impl Data {
                     "F32, F16 or BF16",
                 );
                 return Err(problem.fix(
-                    "quantised safetensors are not supported: take the float model, or a GGUF file",
+                    "quantised safetensors are read with 4 bits from GPTQ or AWQ only: take such a model, the float \
+                     model, or a GGUF file",
                 ));
             }
         };
@@ -173,7 +215,7 @@ impl Data {
         }
         let bytes = rows
             .checked_mul(cols)
-            .and_then(|n| n.checked_mul(format.block_bytes() as u64));
+            .and_then(|n| n.checked_mul(dtype.bytes()));
         let (begin, end) = entry.data_offsets;
         if end > self.len || begin > end || bytes != Some(end - begin) {
             let found = format!("bytes {begin} to {end} of {}", self.len);
@@ -184,7 +226,7 @@ impl Data {
             return Err(Problem::field(&field, found, expected)
                 .fix("the file was cut off or is broken: fetch it again"));
         }
-        let gguf_name = names::to_gguf(name, post_norms).ok_or_else(|| {
+        let gguf_name = names::to_gguf(&name, post_norms).ok_or_else(|| {
             let problem = Problem::field(&field, "it in the file", "only tensors of such a model");
             problem.fix("the model is of an architecture that is not supported")
         })?;
@@ -193,9 +235,14 @@ impl Data {
             offset: self.begin + begin,
             bytes: end - begin,
         };
-        Ok(TensorInfo {
+        Ok(Entry {
+            name,
+            gguf_name,
+            dtype,
             matrices: matrices as usize,
-            ..TensorInfo::new(gguf_name, format, rows as usize, cols as usize, place)
+            rows: rows as usize,
+            cols: cols as usize,
+            place,
         })
     }
 }

@@ -87,6 +87,14 @@ fn in_layer(name: &str) -> Option<(&str, &str, &str)> {
 /// Ranges of a tensor: rows of a matrix, elements of a vector (a fused bias). Together they must be all of it.
 fn ranged(info: &TensorInfo, parts: Vec<(String, usize)>) -> Checked<Vec<TensorInfo>> {
     let field = || format!("tensor '{}'", info.name);
+    if info.grouped.is_some() {
+        let found = "weights with 4 bits that are several of the model's tensors in one";
+        let problem = Problem::field(field(), found, "float weights, or a tensor for each");
+        return Err(problem.fix(
+            "GPTQ and AWQ weights of models with fused projections are not supported: take the float model, or a GGUF \
+             file",
+        ));
+    }
     let vector = info.rows == 1 && info.matrices == 1;
     let length = if vector { info.cols } else { info.rows };
     let expected: usize = parts.iter().map(|(_, length)| length).sum();
