@@ -1,8 +1,8 @@
 //! From the ids of a plan to kernels that this CPU can run. An id that cannot be had is an error with its reasons.
 
-use crate::Format;
 use crate::catalog::catalog;
 use crate::cpu::isa::{Int8Isa, LaneIsa, Streaming, TileIsa, missing_features, streaming};
+use crate::{Format, KvDtype};
 use plinth_platform::facts::Kernel;
 
 /// Which kernel serves which purpose, by id.
@@ -27,7 +27,7 @@ pub struct Selection {
 pub const MANY_ROWS: usize = 12;
 
 impl Selection {
-    /// The best kernels that this CPU can run, by rank, for every format. What the floor of a runtime would choose; for
+    /// The best kernels that this CPU can run, by rank, for every format and any cache. What the floor of a runtime would choose; for
     /// tests and benchmarks.
     pub fn best() -> Self {
         let usable: Vec<Kernel> = catalog()
@@ -37,7 +37,12 @@ impl Selection {
         let best = |op: &str, format: Option<Format>, what: &str| {
             let serves = |kernel: &&Kernel| {
                 let named = |names: &[String], name| names.iter().any(|n| n == name);
+                // One for any cache: which there will be is not known here.
+                let any_cache = KvDtype::ALL
+                    .iter()
+                    .all(|dtype| named(&kernel.kv_dtypes, dtype.name()));
                 kernel.op == op
+                    && (op != "attention" || any_cache)
                     && format.is_none_or(|f| named(&kernel.formats, f.name()))
                     && (op == "elementwise" || named(&kernel.traits, what))
             };
