@@ -14,7 +14,7 @@ use std::io;
 
 /// Weights of a linear layer, `[rows = outputs][cols = inputs]`, in panels of sixteen outputs.
 ///
-/// It serves products ([`crate::KernelSet::matmul`]) and, for an embedding, single rows ([`crate::KernelSet::embed`]).
+/// It serves products ([`crate::Program::linear`]) and, for an embedding, single rows ([`crate::Program::embed`]).
 /// The layout depends on the format alone, not on the instruction set.
 #[derive(Debug)]
 pub struct Matrix {
