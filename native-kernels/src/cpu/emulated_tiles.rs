@@ -1,7 +1,10 @@
 //! The tile instructions of x86 in plain Rust, so that the algorithm built on them is tested on machines that do not have
 //! them, and what they do to the last bit is written down.
 
-use super::generic::tile_matmul::{PairUnit, ROW_TILE, TileSums, TileUnit, TileWords};
+use super::generic::tile_matmul::{
+    PairKernel, PairUnit, TileKernel, TileSums, TileUnit, TileWords,
+};
+use super::isa::TileIsa;
 use super::portable::Portable;
 use super::vector::LANES;
 use half::bf16;
@@ -78,42 +81,47 @@ impl PairUnit for EmulatedTiles {
     }
 }
 
-mod tests {
+/// The emulated unit or the real one, for tests that run on both.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Unit {
+    Emulated,
+    Real(TileIsa),
+}
+
+impl Unit {
+    /// Both, if this CPU has one.
+    pub fn all() -> Vec<Self> {
+        let real = TileIsa::detect("amx").map(Unit::Real);
+        [Unit::Emulated].into_iter().chain(real).collect()
+    }
+
+    pub fn run<K: TileKernel>(self, kernel: K) {
+        match self {
+            Unit::Emulated => kernel.run(EmulatedTiles),
+            Unit::Real(isa) => isa.run(kernel),
+        }
+    }
+
+    pub fn widen<K: PairKernel>(self, kernel: K) {
+        match self {
+            Unit::Emulated => kernel.run(EmulatedTiles),
+            Unit::Real(isa) => isa.widen(kernel),
+        }
+    }
+}
+
+pub(crate) mod tests {
     use super::*;
     use crate::cpu::generic::elementwise::Activation;
     use crate::cpu::generic::float_matmul::{Finish, Packed, Widened};
     use crate::cpu::generic::tile_matmul::{
-        PairKernel, TileKernel, TileMatmul, TileOutput, TilePanels, TileRows, TileScratch,
-        WriteTiles,
+        ROW_TILE, TileMatmul, TileOutput, TilePanels, TileRows, TileScratch, WriteTiles,
     };
-    use crate::cpu::isa::TileIsa;
     use crate::cpu::panel::{FloatElement, PanelBlock};
     use crate::cpu::vector::LaneKernel;
     use crate::matrix::{Matrix, WithPanels, with_panels};
     use crate::tensor::{Rows, RowsMut};
     use crate::{Format, KernelSet, Selection, Workers, catalog, reference};
-
-    #[derive(Clone, Copy)]
-    enum Unit {
-        Emulated,
-        Real(TileIsa),
-    }
-
-    impl Unit {
-        fn run<K: TileKernel>(self, kernel: K) {
-            match self {
-                Unit::Emulated => kernel.run(EmulatedTiles),
-                Unit::Real(isa) => isa.run(kernel),
-            }
-        }
-
-        fn widen<K: PairKernel>(self, kernel: K) {
-            match self {
-                Unit::Emulated => kernel.run(EmulatedTiles),
-                Unit::Real(isa) => isa.widen(kernel),
-            }
-        }
-    }
 
     /// The tiles of one panel of a matrix.
     struct Write<'a> {
@@ -210,10 +218,10 @@ mod tests {
     }
 
     /// A linear congruential generator (Knuth's MMIX).
-    struct Random(u64);
+    pub struct Random(pub u64);
 
     impl Random {
-        fn next(&mut self) -> u32 {
+        pub fn next(&mut self) -> u32 {
             self.0 = self
                 .0
                 .wrapping_mul(6_364_136_223_846_793_005)
@@ -222,7 +230,7 @@ mod tests {
         }
 
         /// Between -1 and 1.
-        fn floats(&mut self, len: usize) -> Vec<f32> {
+        pub fn floats(&mut self, len: usize) -> Vec<f32> {
             let float = |bits: u32| (bits >> 8) as f32 / (1 << 23) as f32 - 1.0;
             (0..len).map(|_| float(self.next())).collect()
         }
@@ -239,7 +247,7 @@ mod tests {
             (0..bytes).map(|_| (self.next() >> 24) as u8 % 60).collect()
         }
 
-        fn matrix(&mut self, format: Format, n: usize, k: usize) -> (Matrix, Vec<f32>) {
+        pub fn matrix(&mut self, format: Format, n: usize, k: usize) -> (Matrix, Vec<f32>) {
             let bytes = self.weights(format, n, k);
             let mut weights = vec![0.0; n * k];
             format.dequantize(&bytes, &mut weights);

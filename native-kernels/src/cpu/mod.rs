@@ -22,3 +22,7 @@ mod conformance;
 pub(crate) mod emulated;
 #[cfg(test)]
 pub(crate) mod emulated_tiles;
+#[cfg(all(test, unix))]
+mod guard_pages;
+#[cfg(test)]
+mod rows_tests;
