@@ -292,7 +292,7 @@ fn bound(shape: &Shape, keys: usize) -> f64 {
     2.0 * 2.0 * (score + 1.5e-7 + 6e-8 * (keys as f64 + 20.0))
 }
 
-/// In tiles everything is rounded to `bf16`: queries and keys, each by half of 2^-8, which in a score of `d` products of
+/// In tiles everything is rounded to `bf16`: queries and keys, each by at most 2^-8, which in a score of `d` products of
 /// random signs comes to `sqrt(d)` such errors of at most `4 / sqrt(d)`, six standard deviations of them taken; and the
 /// weights and values, which average out over the keys but count whole for few.
 fn tile_bound(shape: &Shape, keys: usize) -> f64 {

@@ -11,7 +11,7 @@
 //! out = o / l
 //! ```
 //! **Source**: as `attention`. **Error**: queries, keys, values and weights are each rounded to `bf16`, so a score is
-//! within `2^-7.9` of the sum of magnitudes it consists of, and the result within `2^-7.9` of the largest value more.
+//! within `2^-6.99` of the sum of magnitudes it consists of, and the result within `2^-6.99` of the largest value more.
 
 use super::exp::{LOG2_E, exp2, tanh};
 use super::tile_matmul::{
