@@ -36,6 +36,23 @@ pub(crate) trait Maddubs: Quads {
     fn with_sign(self, q: Self::Bytes, w: Self::Bytes) -> Self::Bytes;
 }
 
+/// The body once for each number, with the number known to the compiler: an [`Unpack`] shifts by it. A loop of this size
+/// may stay one, and then every shift is by a variable.
+macro_rules! unrolled {
+    ($p:ident in 0..$end:ident $body:block) => {
+        unrolled!($p, $end, $body, 0 1 2 3 4 5 6 7);
+    };
+    ($p:ident, $end:ident, $body:block, $($n:literal)*) => {
+        const { assert!($end <= 8) };
+        $(
+            if $n < $end {
+                let $p = $n;
+                $body
+            }
+        )*
+    };
+}
+
 #[inline(always)]
 pub(crate) fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
     d: D,
@@ -75,16 +92,12 @@ pub(crate) fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const Z
     for r in 0..R {
         dots[r] = d.splat(-ZERO * sums[r]);
     }
-    #[allow(
-        clippy::needless_range_loop,
-        reason = "the activations are not all that is numbered by it"
-    )]
-    for p in 0..P {
+    unrolled!(p in 0..P {
         let weights = weights.quad(d, p);
         for r in 0..R {
             dots[r] = d.dpbusd(dots[r], weights, d.repeat(&q[r][p]));
         }
-    }
+    });
     dots
 }
 
@@ -153,24 +166,22 @@ fn small_bytes_by_maddubs<
     for r in 0..R {
         dots[r] = m.splat(-ZERO * sums[r]);
     }
-    for first in (0..P).step_by(fit) {
-        let zero = m.repeat(&[0; 4]);
-        let mut pairs = [m.maddubs(zero, zero); R];
-        #[allow(
-            clippy::needless_range_loop,
-            reason = "the activations are not all that is numbered by it"
-        )]
-        for p in first..P.min(first + fit) {
-            let weights = weights.quad(m, p);
+    let zero = m.repeat(&[0; 4]);
+    let none = m.maddubs(zero, zero);
+    let mut pairs = [none; R];
+    unrolled!(p in 0..P {
+        let weights = weights.quad(m, p);
+        for r in 0..R {
+            let products = m.maddubs(weights, m.repeat(&q[r][p]));
+            pairs[r] = m.add_pairs(pairs[r], products);
+        }
+        if (p + 1) % fit == 0 || p + 1 == P {
             for r in 0..R {
-                let products = m.maddubs(weights, m.repeat(&q[r][p]));
-                pairs[r] = m.add_pairs(pairs[r], products);
+                dots[r] = m.add(dots[r], m.widen(pairs[r]));
+                pairs[r] = none;
             }
         }
-        for r in 0..R {
-            dots[r] = m.add(dots[r], m.widen(pairs[r]));
-        }
-    }
+    });
     dots
 }
 
@@ -186,11 +197,7 @@ fn signed_bytes_by_maddubs<M: Maddubs, const R: usize, const P: usize, const ZER
     for r in 0..R {
         dots[r] = m.splat((128 - ZERO) * sums[r]);
     }
-    #[allow(
-        clippy::needless_range_loop,
-        reason = "the activations are not all that is numbered by it"
-    )]
-    for p in 0..P {
+    unrolled!(p in 0..P {
         let weights = m.flip(weights.quad(m, p));
         let magnitudes = m.magnitude(weights);
         for r in 0..R {
@@ -198,7 +205,7 @@ fn signed_bytes_by_maddubs<M: Maddubs, const R: usize, const P: usize, const ZER
             let products = m.maddubs(magnitudes, signed);
             dots[r] = m.add(dots[r], m.widen(products));
         }
-    }
+    });
     dots
 }
 

@@ -19,11 +19,10 @@ pub(crate) trait Integers: Pod {
 
 /// Integers whose halves, 16 inputs each, can be multiplied by themselves.
 pub(crate) trait Halves: Integers {
-    /// Dot products of the integers of one half (0 or 1) less `ZERO`.
-    fn dot_half<I: Int8, const R: usize, const ZERO: i32>(
+    /// Dot products of the integers of half `HALF` (0 or 1) less `ZERO`.
+    fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
         &self,
         int8: I,
-        half: usize,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R];
 }
@@ -137,13 +136,12 @@ impl<const BITS: u32> Integers for Bytes<BITS> {
 
 impl<const BITS: u32> Halves for Bytes<BITS> {
     #[inline(always)]
-    fn dot_half<I: Int8, const R: usize, const ZERO: i32>(
+    fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
         &self,
         int8: I,
-        half: usize,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R] {
-        dot_half::<I, R, BITS, ZERO>(int8, &self.0, half, x)
+        dot_half::<I, R, BITS, ZERO, HALF>(int8, &self.0, x)
     }
 }
 
@@ -176,15 +174,10 @@ impl Integers for Pairs {
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]) {
         for p in 0..8 {
             let place = 1 << (2 * (p / 2));
-            widen_masked(
-                lanes,
-                &self.0[p % 2],
-                3 * place,
-                1.0 / f32::from(place),
-                |j, x| {
-                    lanes.store(x, &mut to[4 * p + j]);
-                },
-            );
+            let inputs = masked(lanes, &self.0[p % 2], 3 * place, 1.0 / f32::from(place));
+            for (to, x) in to[4 * p..].iter_mut().zip(inputs) {
+                lanes.store(x, to);
+            }
         }
     }
 
@@ -200,13 +193,12 @@ impl Integers for Pairs {
 
 impl Halves for Pairs {
     #[inline(always)]
-    fn dot_half<I: Int8, const R: usize, const ZERO: i32>(
+    fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
         &self,
         int8: I,
-        half: usize,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R] {
-        dot_half::<I, R, 2, ZERO>(int8, self, half, x)
+        dot_half::<I, R, 2, ZERO, HALF>(int8, self, x)
     }
 }
 
@@ -236,10 +228,10 @@ impl Integers for Triples {
         self.low.widen(lanes, to);
         for p in 0..8 {
             let place = 1 << p;
-            widen_masked(lanes, &self.high, place, 4.0 / f32::from(place), |j, x| {
-                let to = &mut to[4 * p + j];
+            let inputs = masked(lanes, &self.high, place, 4.0 / f32::from(place));
+            for (to, x) in to[4 * p..].iter_mut().zip(inputs) {
                 lanes.store(lanes.add(lanes.load(to), x), to);
-            });
+            }
         }
     }
 
@@ -255,30 +247,25 @@ impl Integers for Triples {
 
 impl Halves for Triples {
     #[inline(always)]
-    fn dot_half<I: Int8, const R: usize, const ZERO: i32>(
+    fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
         &self,
         int8: I,
-        half: usize,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R] {
-        dot_half::<I, R, 3, ZERO>(int8, self, half, x)
+        dot_half::<I, R, 3, ZERO, HALF>(int8, self, x)
     }
 }
 
-/// Passes on the four inputs of a row of bytes, and-ed with `mask` where they stand and multiplied by `scale`.
+/// The four inputs of a row of bytes, and-ed with `mask` where they stand and multiplied by `scale`.
 #[inline(always)]
-fn widen_masked<L: Lanes>(
-    lanes: L,
-    bytes: &[u8; 64],
-    mask: u8,
-    scale: f32,
-    mut to: impl FnMut(usize, L::F32),
-) {
+fn masked<L: Lanes>(lanes: L, bytes: &[u8; 64], mask: u8, scale: f32) -> [L::F32; 4] {
     let (quads, scale) = (lanes.load_quads(bytes), lanes.splat(scale));
-    to(0, lanes.mul(lanes.field::<0>(quads, mask), scale));
-    to(1, lanes.mul(lanes.field::<8>(quads, mask), scale));
-    to(2, lanes.mul(lanes.field::<16>(quads, mask), scale));
-    to(3, lanes.mul(lanes.field::<24>(quads, mask), scale));
+    [
+        lanes.mul(lanes.field::<0>(quads, mask), scale),
+        lanes.mul(lanes.field::<8>(quads, mask), scale),
+        lanes.mul(lanes.field::<16>(quads, mask), scale),
+        lanes.mul(lanes.field::<24>(quads, mask), scale),
+    ]
 }
 
 #[inline(always)]
@@ -295,26 +282,22 @@ pub(super) fn dot<I: Int8, const R: usize, const BITS: u32, const ZERO: i32>(
 }
 
 #[inline(always)]
-fn dot_half<I: Int8, const R: usize, const BITS: u32, const ZERO: i32>(
+fn dot_half<I: Int8, const R: usize, const BITS: u32, const ZERO: i32, const HALF: usize>(
     int8: I,
     weights: &impl Unpack<8>,
-    half: usize,
     x: &[QuantBlock; R],
 ) -> [I32Of<I>; R] {
-    let q = x.each_ref().map(|x| &x.q.as_chunks::<4>().0[half]);
-    let sums = x.each_ref().map(|x| i32::from(x.sums[half]));
-    int8.dot_bytes::<R, 4, BITS, ZERO>(&Half { weights, half }, q, sums)
+    let q = x.each_ref().map(|x| &x.q.as_chunks::<4>().0[HALF]);
+    let sums = x.each_ref().map(|x| i32::from(x.sums[HALF]));
+    int8.dot_bytes::<R, 4, BITS, ZERO>(&Half::<_, HALF>(weights), q, sums)
 }
 
-/// The first or the last 16 inputs of 32.
-struct Half<'a, U> {
-    weights: &'a U,
-    half: usize,
-}
+/// The first or the last 16 inputs of 32. Which is known to the compiler, as shifts depend on it.
+struct Half<'a, U, const HALF: usize>(&'a U);
 
-impl<U: Unpack<8>> Unpack<4> for Half<'_, U> {
+impl<U: Unpack<8>, const HALF: usize> Unpack<4> for Half<'_, U, HALF> {
     #[inline(always)]
     fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
-        self.weights.quad(quads, 4 * self.half + p)
+        self.0.quad(quads, 4 * HALF + p)
     }
 }

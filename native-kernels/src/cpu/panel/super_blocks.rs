@@ -169,14 +169,28 @@ impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
         let lanes = int8.lanes();
         let scale = lanes.load_f16(&self.scale);
         for (group, x) in self.groups.iter().zip(x) {
-            for half in 0..2 {
-                let scale = lanes.mul(scale, lanes.load_i8(&group.scales[half]));
-                let dot = group.q.dot_half::<I, R, ZERO>(int8, half, x);
-                for r in 0..R {
-                    let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-                    sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-                }
-            }
+            group.accumulate::<I, R, ZERO, 0>(int8, scale, x, sum);
+            group.accumulate::<I, R, ZERO, 1>(int8, scale, x, sum);
+        }
+    }
+}
+
+impl<Q: Halves> HalvedGroup<Q> {
+    /// Adds the products of one half; `scale` is that of the scales.
+    #[inline(always)]
+    fn accumulate<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
+        &self,
+        int8: I,
+        scale: F32Of<I>,
+        x: &[QuantBlock; R],
+        sum: &mut [F32Of<I>; R],
+    ) {
+        let lanes = int8.lanes();
+        let scale = lanes.mul(scale, lanes.load_i8(&self.scales[HALF]));
+        let dot = self.q.dot_half::<I, R, ZERO, HALF>(int8, x);
+        for r in 0..R {
+            let scale = lanes.mul(scale, lanes.splat(x[r].scale));
+            sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
         }
     }
 }
@@ -196,16 +210,20 @@ pub(crate) struct Q2K {
 // values.
 unsafe impl Pod for Q2K {}
 
-/// Scales and minima of four groups, as numbers.
+/// Scales and minima of four groups.
 #[inline(always)]
-fn factors<L: Lanes>(lanes: L, row: &[u8; 64]) -> [[L::F32; 2]; 4] {
+fn factors<L: Lanes>(lanes: L, row: &[u8; 64], scale: L::F32, min: L::F32) -> [[L::F32; 2]; 4] {
     let quads = lanes.load_quads(row);
-    [
+    let mut factors = [
         [lanes.field::<0>(quads, 15), lanes.field::<4>(quads, 15)],
         [lanes.field::<8>(quads, 15), lanes.field::<12>(quads, 15)],
         [lanes.field::<16>(quads, 15), lanes.field::<20>(quads, 15)],
         [lanes.field::<24>(quads, 15), lanes.field::<28>(quads, 15)],
-    ]
+    ];
+    for group in &mut factors {
+        *group = [lanes.mul(scale, group[0]), lanes.mul(min, group[1])];
+    }
+    factors
 }
 
 impl PanelBlock for Q2K {
@@ -238,8 +256,8 @@ impl PanelBlock for Q2K {
         }
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         for (row, to) in self.factors.iter().zip(to.as_chunks_mut::<64>().0) {
-            for (factors, to) in factors(lanes, row).iter().zip(to.as_chunks_mut::<16>().0) {
-                let (scale, min) = (lanes.mul(scale, factors[0]), lanes.mul(min, factors[1]));
+            let factors = factors(lanes, row, scale, min);
+            for ([scale, min], to) in factors.into_iter().zip(to.as_chunks_mut::<16>().0) {
                 for w in to {
                     let scaled = lanes.mul(scale, lanes.load(w));
                     lanes.store(lanes.add(scaled, min), w);
@@ -259,17 +277,30 @@ impl PanelBlock for Q2K {
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         let pairs = self.q.as_chunks::<2>().0.iter().zip(x.as_chunks::<2>().0);
         for (row, (q, x)) in self.factors.iter().zip(pairs) {
-            for (g, factors) in factors(lanes, row).iter().enumerate() {
-                let (scale, min) = (lanes.mul(scale, factors[0]), lanes.mul(min, factors[1]));
-                let (q, x, half) = (&q[g / 2], &x[g / 2], g % 2);
-                let dot = q.dot_half::<I, R, 0>(int8, half, x);
-                for r in 0..R {
-                    let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-                    sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-                    let all = lanes.splat(x[r].scale * f32::from(x[r].sums[half]));
-                    sum[r] = lanes.fma(min, all, sum[r]);
-                }
-            }
+            let factors = factors(lanes, row, scale, min);
+            accumulate_half::<I, R, 0>(int8, &q[0], factors[0], &x[0], sum);
+            accumulate_half::<I, R, 1>(int8, &q[0], factors[1], &x[0], sum);
+            accumulate_half::<I, R, 0>(int8, &q[1], factors[2], &x[1], sum);
+            accumulate_half::<I, R, 1>(int8, &q[1], factors[3], &x[1], sum);
         }
+    }
+}
+
+/// Adds the products of 16 inputs with their scale and minimum.
+#[inline(always)]
+fn accumulate_half<I: Int8, const R: usize, const HALF: usize>(
+    int8: I,
+    q: &Pairs,
+    [scale, min]: [F32Of<I>; 2],
+    x: &[QuantBlock; R],
+    sum: &mut [F32Of<I>; R],
+) {
+    let lanes = int8.lanes();
+    let dot = q.dot_half::<I, R, 0, HALF>(int8, x);
+    for r in 0..R {
+        let scale = lanes.mul(scale, lanes.splat(x[r].scale));
+        sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
+        let all = lanes.splat(x[r].scale * f32::from(x[r].sums[HALF]));
+        sum[r] = lanes.fma(min, all, sum[r]);
     }
 }

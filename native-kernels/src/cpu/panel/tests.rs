@@ -80,8 +80,8 @@ impl<Q: Halves, const ZERO: i32> Int8Kernel for Dots<Q, ZERO> {
         let (q, x) = (&self.q, &self.x);
         let dots = [
             q.dot::<I, 4, ZERO>(int8, x),
-            q.dot_half::<I, 4, ZERO>(int8, 0, x),
-            q.dot_half::<I, 4, ZERO>(int8, 1, x),
+            q.dot_half::<I, 4, ZERO, 0>(int8, x),
+            q.dot_half::<I, 4, ZERO, 1>(int8, x),
         ];
         dots.map(|dots| numbers(int8, dots.map(|dot| int8.lanes().to_f32(dot))))
     }
