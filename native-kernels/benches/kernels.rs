@@ -168,13 +168,8 @@ fn products(matrices: &[Arc<Matrix>], m: usize) -> Program {
 
 /// Fills the first rows of a buffer with a function of 0, 1, 2, ...
 fn fill(program: &mut Program, buffer: Buffer, rows: usize, f: fn(f32) -> f32) {
-    let width = program.width(buffer);
-    let mut to = program.rows_mut(buffer, rows);
-    for row in 0..rows {
-        let first = row * width;
-        let to = to.row_mut(row).iter_mut().enumerate();
-        to.for_each(|(i, x)| *x = f((first + i) as f32));
-    }
+    let to = program.write(buffer, rows).iter_mut().enumerate();
+    to.for_each(|(i, x)| *x = f(i as f32));
 }
 
 /// Runs one step of some rows.

@@ -1,6 +1,7 @@
 //! Activations in the form that a product reads: prepared once for each worker, or once for all of them.
 
 use super::rows::{Norm, resized};
+use super::shared::SharedSlice;
 use super::{Op, Scratch};
 use crate::bind::{Bound, MatmulKernel};
 use crate::cpu::generic::elementwise::RmsNorm;
@@ -9,9 +10,7 @@ use crate::cpu::generic::tile_matmul::{ROW_TILE, TileRows, TileWords};
 use crate::cpu::isa::LaneIsa;
 use crate::cpu::panel::QuantBlock;
 use crate::tensor::{Rows, RowsMut};
-use std::marker::PhantomData;
 use std::ops::Range;
-use std::ptr::NonNull;
 
 /// Rows that are prepared together: a multiple of every group of rows and of a tile.
 pub(super) const RUN: usize = 16;
@@ -221,40 +220,30 @@ fn write(lanes: LaneIsa, form: Form, x: Rows<'_>, to: Piece<'_>) {
 
 /// Prepared activations that several workers write and, a phase later, read.
 pub(super) struct Shared<'a> {
-    slots: Vec<RawSlot>,
-    lifetime: PhantomData<&'a mut Prepared>,
+    slots: Vec<SharedSlot<'a>>,
 }
 
-struct RawSlot {
+struct SharedSlot<'a> {
     form: Form,
-    floats: (NonNull<f32>, usize),
-    quants: (NonNull<QuantBlock>, usize),
-    tiles: (NonNull<TileWords>, usize),
+    floats: SharedSlice<'a, f32>,
+    quants: SharedSlice<'a, QuantBlock>,
+    tiles: SharedSlice<'a, TileWords>,
 }
-
-// SAFETY: stands for an exclusive borrow of plain numbers; every access is by an unsafe function whose caller promises
-// that there is no race.
-unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
     pub fn new(prepared: &'a mut Prepared) -> Self {
-        fn raw<T>(x: &mut [T]) -> (NonNull<T>, usize) {
-            let len = x.len();
-            (NonNull::from(x).cast(), len)
-        }
-        let slots = prepared.slots.iter_mut().map(|slot| RawSlot {
+        let slots = prepared.slots.iter_mut().map(|slot| SharedSlot {
             form: slot.form,
-            floats: raw(&mut slot.floats),
-            quants: raw(&mut slot.quants),
-            tiles: raw(&mut slot.tiles),
+            floats: SharedSlice::new(&mut slot.floats),
+            quants: SharedSlice::new(&mut slot.quants),
+            tiles: SharedSlice::new(&mut slot.tiles),
         });
         Self {
             slots: slots.collect(),
-            lifetime: PhantomData,
         }
     }
 
-    fn slot(&self, form: Form) -> &RawSlot {
+    fn slot(&self, form: Form) -> &SharedSlot<'a> {
         let slot = self.slots.iter().find(|slot| slot.form == form);
         slot.expect("there is room for every form that is used")
     }
@@ -262,13 +251,6 @@ impl<'a> Shared<'a> {
     /// # Safety
     /// Nobody else reads or writes what is in `range` while the piece lives.
     unsafe fn piece(&self, form: Form, range: Range<usize>) -> Piece<'_> {
-        unsafe fn part<'a, T>(whole: (NonNull<T>, usize), range: Range<usize>) -> &'a mut [T] {
-            assert!(range.start <= range.end && range.end <= whole.1, "in room");
-            // SAFETY: within the vector, and nobody else's, as the caller promises.
-            unsafe {
-                std::slice::from_raw_parts_mut(whole.0.as_ptr().add(range.start), range.len())
-            }
-        }
         let slot = self.slot(form);
         let (mut floats, mut quants, mut tiles) = (0..0, 0..0, 0..0);
         match form {
@@ -279,9 +261,9 @@ impl<'a> Shared<'a> {
         // SAFETY: as the caller promises; the others are empty.
         unsafe {
             Piece {
-                floats: part(slot.floats, floats),
-                quants: part(slot.quants, quants),
-                tiles: part(slot.tiles, tiles),
+                floats: slot.floats.part(floats),
+                quants: slot.quants.part(quants),
+                tiles: slot.tiles.part(tiles),
             }
         }
     }
@@ -289,17 +271,13 @@ impl<'a> Shared<'a> {
     /// # Safety
     /// Nobody writes while what is returned lives.
     pub unsafe fn ready(&self, form: Form) -> Ready<'_> {
-        unsafe fn all<'a, T>((start, len): (NonNull<T>, usize)) -> &'a [T] {
-            // SAFETY: the whole vector, which nobody writes, as the caller promises.
-            unsafe { std::slice::from_raw_parts(start.as_ptr(), len) }
-        }
         let slot = self.slot(form);
         // SAFETY: as the caller promises.
         unsafe {
             Ready {
-                floats: all(slot.floats),
-                quants: all(slot.quants),
-                tiles: all(slot.tiles),
+                floats: slot.floats.all(),
+                quants: slot.quants.all(),
+                tiles: slot.tiles.all(),
             }
         }
     }

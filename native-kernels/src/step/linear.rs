@@ -72,12 +72,47 @@ pub struct Linear {
     pub outputs: Vec<Output>,
 }
 
-impl Output {
-    fn weights(&self) -> (&Weights, Option<&Weights>) {
+/// What a chunk computes: an output without the buffer that it goes to.
+#[derive(Clone, Copy)]
+pub(super) enum Parts<'a> {
+    Store(&'a Weights),
+    Add(&'a Weights),
+    Gated {
+        gate: &'a Weights,
+        up: &'a Weights,
+        activation: Activation,
+    },
+}
+
+impl<'a> Parts<'a> {
+    fn weights(self) -> (&'a Weights, Option<&'a Weights>) {
         match self {
-            Output::Store { weights, .. } | Output::Add { weights, .. } => (weights, None),
-            Output::Gated { gate, up, .. } => (gate, Some(up)),
+            Parts::Store(weights) | Parts::Add(weights) => (weights, None),
+            Parts::Gated { gate, up, .. } => (gate, Some(up)),
         }
+    }
+}
+
+impl Output {
+    fn parts(&self) -> Parts<'_> {
+        match self {
+            Output::Store { weights, .. } => Parts::Store(weights),
+            Output::Add { weights, .. } => Parts::Add(weights),
+            Output::Gated {
+                gate,
+                up,
+                activation,
+                ..
+            } => Parts::Gated {
+                gate,
+                up,
+                activation: *activation,
+            },
+        }
+    }
+
+    fn weights(&self) -> (&Weights, Option<&Weights>) {
+        self.parts().weights()
     }
 
     fn to(&self) -> Buffer {
@@ -186,7 +221,6 @@ impl Linear {
         scratch: &mut Scratch,
     ) {
         let m = running.rows_of(self.from);
-        let forms = self.forms(running.bound, m);
         let lanes = running.bound.elementwise;
         // SAFETY: no phase of this operation writes `from` (see `check`).
         let x = unsafe { running.read(self.from) };
@@ -197,7 +231,7 @@ impl Linear {
             unsafe {
                 activations::prepare_shared(
                     lanes,
-                    &forms,
+                    &self.forms(running.bound, m),
                     (x, rows),
                     norm,
                     &mut scratch.rows,
@@ -207,6 +241,7 @@ impl Linear {
             return;
         }
         if phase.part == Part::MultiplyOwn && scratch.prepared != (scratch.serial, 0) {
+            let forms = self.forms(running.bound, m);
             activations::prepare_own(lanes, &forms, x, self.norm.as_ref(), scratch);
             scratch.prepared = (scratch.serial, 0);
         }
@@ -233,7 +268,7 @@ impl Linear {
             panels,
             ready: &ready,
         };
-        multiply.output(output, out, (rows, more), tiles);
+        multiply.output(output.parts(), out, (rows, more), tiles);
     }
 
     /// The output and the panels of a chunk.
@@ -262,28 +297,25 @@ pub(super) struct Multiply<'a> {
 impl Multiply<'_> {
     pub fn output(
         &self,
-        output: &Output,
+        parts: Parts<'_>,
         out: RowsMut<'_>,
         (first, second): (&mut Vec<f32>, &mut Vec<f32>),
         tiles: &mut TileScratch,
     ) {
-        let (a, b) = output.weights();
+        let (a, b) = parts.weights();
         let kernel = |weights: &Weights| self.bound.matmul_of(weights.matrix.format(), self.m);
         if let MatmulKernel::Tiles(isa) = kernel(a)
             && b.is_none_or(|b| matches!(kernel(b), MatmulKernel::Tiles(_)))
         {
-            return self.tiles(isa, output, out, tiles);
+            return self.tiles(isa, parts, out, tiles);
         }
-        match output {
-            Output::Store { weights, .. } => {
-                self.product(weights, 0..self.m, false, out, tiles);
-            }
-            Output::Add { weights, .. } => self.product(weights, 0..self.m, true, out, tiles),
-            Output::Gated {
+        match parts {
+            Parts::Store(weights) => self.product(weights, 0..self.m, false, out, tiles),
+            Parts::Add(weights) => self.product(weights, 0..self.m, true, out, tiles),
+            Parts::Gated {
                 gate,
                 up,
                 activation,
-                ..
             } => {
                 let cols = out.cols();
                 for start in (0..self.m).step_by(GATED_ROWS) {
@@ -299,7 +331,7 @@ impl Multiply<'_> {
                     self.bound.elementwise.run(Gated {
                         gate: Rows::new(a, rows.len(), cols),
                         up: Rows::new(b, rows.len(), cols),
-                        activation: *activation,
+                        activation,
                         out,
                     });
                 }
@@ -308,8 +340,8 @@ impl Multiply<'_> {
     }
 
     /// All of it in tiles: a gated pair side by side, so that its halves need not be kept.
-    fn tiles(&self, isa: TileIsa, output: &Output, out: RowsMut<'_>, scratch: &mut TileScratch) {
-        let (a, b) = output.weights();
+    fn tiles(&self, isa: TileIsa, parts: Parts<'_>, out: RowsMut<'_>, scratch: &mut TileScratch) {
+        let (a, b) = parts.weights();
         let first = |panel: usize, to: &mut [TileWords]| write_tiles(isa, a, panel, to);
         let second = |panel: usize, to: &mut [TileWords]| {
             write_tiles(isa, b.unwrap_or(a), panel, to);
@@ -318,14 +350,14 @@ impl Multiply<'_> {
             bias: a.bias.as_deref(),
             add,
         };
-        let output = match output {
-            Output::Store { .. } => TileOutput::Product(&first, finish(false)),
-            Output::Add { .. } => TileOutput::Product(&first, finish(true)),
-            Output::Gated { up, activation, .. } => TileOutput::Gated {
+        let output = match parts {
+            Parts::Store(_) => TileOutput::Product(&first, finish(false)),
+            Parts::Add(_) => TileOutput::Product(&first, finish(true)),
+            Parts::Gated { up, activation, .. } => TileOutput::Gated {
                 gate: &first,
                 up: &second,
                 bias: [a.bias.as_deref(), up.bias.as_deref()],
-                activation: *activation,
+                activation,
             },
         };
         self.tile_rows(isa, output, (a.matrix.cols(), 0), out, scratch);

@@ -5,7 +5,7 @@
 //! a row adds its experts' results in ascending order, whatever else is in the step.
 
 use super::activations::{self, Form};
-use super::linear::{Multiply, Output, Weights, panels_per_chunk};
+use super::linear::{Multiply, Parts, Weights, panels_per_chunk};
 use super::rows::{Norm, Push, resized, rows_per_chunk};
 use super::{Buffer, Lowering, Op, Part, Phase, Program, Running, Scratch, assert_width};
 use crate::cpu::generic::elementwise::Activation;
@@ -155,29 +155,14 @@ impl Mixture {
         };
         let slots = routes.slots(expert);
         let Expert { gate, up, down } = &self.experts[expert];
-        let output = match gates {
-            true => Output::Gated {
-                gate: gate.clone(),
-                up: up.clone(),
+        let parts = match gates {
+            true => Parts::Gated {
+                gate,
+                up,
                 activation: self.activation,
-                to: self.to,
             },
-            false => Output::Store {
-                weights: down.clone(),
-                to: self.to,
-            },
+            false => Parts::Store(down),
         };
-        let mut forms = Vec::new();
-        for weights in [gate, up, down] {
-            let form = Form::of(
-                running
-                    .bound
-                    .matmul_of(weights.matrix.format(), slots.len()),
-            );
-            if !forms.contains(&form) {
-                forms.push(form);
-            }
-        }
         // SAFETY: no phase of a mixture but the last writes `from`, which is not `to` or only read before.
         let from = unsafe { running.read(self.from) };
         // SAFETY: the products are written in the phase of gates only, and read in that of downs.
@@ -191,6 +176,14 @@ impl Mixture {
                     true => from.row(routes.rows[slot]),
                     false => &products.row(slot)[..k],
                 });
+            }
+            let mut forms = Vec::new();
+            for weights in [gate, up, down] {
+                let format = weights.matrix.format();
+                let form = Form::of(running.bound.matmul_of(format, slots.len()));
+                if !forms.contains(&form) {
+                    forms.push(form);
+                }
             }
             let x = Rows::new(to, slots.len(), k);
             let norm = self.norm.as_ref().filter(|_| gates);
@@ -222,7 +215,7 @@ impl Mixture {
             panels,
             ready: &|form| own.ready(form),
         };
-        multiply.output(&output, out, (rows, more), tiles);
+        multiply.output(parts, out, (rows, more), tiles);
     }
 }
 

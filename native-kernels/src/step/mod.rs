@@ -13,6 +13,7 @@ mod attention;
 mod linear;
 mod mixture;
 mod rows;
+mod shared;
 
 pub use crate::cpu::generic::elementwise::Activation;
 pub use attention::Attention;
@@ -29,6 +30,7 @@ use crate::matrix::Matrix;
 use crate::tensor::{Rows, RowsMut};
 use crate::workers::Workers;
 use activations::{Prepared, Shared};
+use shared::SharedSlice;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -258,23 +260,18 @@ impl Program {
         bytes
     }
 
-    /// The first `rows` rows of a buffer.
-    pub fn rows(&self, buffer: Buffer, rows: usize) -> Rows<'_> {
+    /// `[rows * width]`: the first `rows` rows of a buffer.
+    ///
+    /// **Panics** if no step and no [`write`](Self::write) reached so many.
+    pub fn read(&self, buffer: Buffer, rows: usize) -> &[f32] {
         let storage = &self.buffers[buffer.0];
-        Rows::new(&storage.rows[..rows * storage.width], rows, storage.width)
+        &storage.rows[..rows * storage.width]
     }
 
-    /// The first `rows` rows of a buffer, to write.
-    pub fn rows_mut(&mut self, buffer: Buffer, rows: usize) -> RowsMut<'_> {
+    /// `[rows * width]`: the first `rows` rows of a buffer, to write.
+    pub fn write(&mut self, buffer: Buffer, rows: usize) -> &mut [f32] {
         let storage = &mut self.buffers[buffer.0];
         storage.reserve(rows);
-        let width = storage.width;
-        RowsMut::new(&mut storage.rows[..rows * width], rows, width)
-    }
-
-    /// The elements of the first `rows` rows of a buffer, to write.
-    pub fn slice_mut(&mut self, buffer: Buffer, rows: usize) -> &mut [f32] {
-        let storage = &mut self.buffers[buffer.0];
         &mut storage.rows[..rows * storage.width]
     }
 
@@ -415,8 +412,8 @@ struct Running<'a> {
     views: Vec<RowsMut<'a>>,
     cells: KvCells<'a>,
     shared: Shared<'a>,
-    partial: attention::SharedSlice<'a, f32>,
-    tiles: attention::SharedSlice<'a, TileWords>,
+    partial: SharedSlice<'a, f32>,
+    tiles: SharedSlice<'a, TileWords>,
     mixture: mixture::SharedRoom<'a>,
     scratch: Scratches<'a>,
 }
@@ -497,7 +494,7 @@ impl Op {
             Op::Embed(embed) => embed.phases(lowering, m, &mut push),
             Op::Gather(gather) => gather.phases(lowering, m, &mut push),
             Op::AddNormed(add) => add.phases(lowering, m, &mut push),
-            Op::SoftCap(cap) => cap.phases(lowering, m, &mut push),
+            Op::SoftCap(cap) => cap.phases(&mut push),
             Op::Linear(linear) => linear.phases(lowering, m, &mut push),
             Op::Mixture(mixture) => mixture.phases(lowering, m, &mut push),
             Op::Attention(attention) => attention.phases(lowering, &mut push),
@@ -509,7 +506,7 @@ impl Op {
             Op::Embed(embed) => embed.run(running, phase, chunk),
             Op::Gather(gather) => gather.run(running, phase, chunk),
             Op::AddNormed(add) => add.run(running, phase, chunk, scratch),
-            Op::SoftCap(cap) => cap.run(running, phase, chunk),
+            Op::SoftCap(cap) => cap.run(running, chunk),
             Op::Linear(linear) => linear.run(running, phase, chunk, scratch),
             Op::Mixture(mixture) => mixture.run(running, phase, chunk, scratch),
             Op::Attention(attention) => attention.run(running, phase, chunk, scratch),

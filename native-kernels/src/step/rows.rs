@@ -121,15 +121,16 @@ pub(super) struct SoftCap {
 }
 
 impl SoftCap {
-    pub fn phases(&self, lowering: &Lowering<'_>, m: usize, push: &mut Push<'_>) {
-        // Logits are long rows, often a single one: cut by columns.
-        let _ = lowering;
-        push(Part::Whole, 16 * m.min(4), 16 * m.min(4));
+    /// Logits are long rows, often a single one: cut by columns, into so many pieces.
+    const PIECES: usize = 16;
+
+    pub fn phases(&self, push: &mut Push<'_>) {
+        push(Part::Whole, Self::PIECES, 1);
     }
 
-    pub fn run(&self, running: &Running<'_>, phase: &Phase, chunk: usize) {
+    pub fn run(&self, running: &Running<'_>, chunk: usize) {
         let view = &running.views[self.x.0];
-        let width = view.cols().div_ceil(phase.size).next_multiple_of(16);
+        let width = view.cols().div_ceil(Self::PIECES).next_multiple_of(16);
         let cols = rows_of_chunk(chunk, width, view.cols());
         // SAFETY: each chunk has columns of its own.
         let x = unsafe { running.part(self.x, 0..view.rows(), cols) };

@@ -138,22 +138,12 @@ pub fn no_cache() -> KvCache {
 
 /// Writes the first rows of a buffer.
 pub fn fill(program: &mut Program, buffer: Buffer, rows: usize, values: &[f32]) {
-    let width = program.width(buffer);
-    assert_eq!(values.len(), rows * width);
-    let mut to = program.rows_mut(buffer, rows);
-    for row in 0..rows {
-        to.row_mut(row)
-            .copy_from_slice(&values[row * width..][..width]);
-    }
+    program.write(buffer, rows).copy_from_slice(values);
 }
 
 /// The first rows of a buffer.
 pub fn read(program: &Program, buffer: Buffer, rows: usize) -> Vec<f32> {
-    let rows = program.rows(buffer, rows);
-    (0..rows.rows())
-        .flat_map(|row| rows.row(row))
-        .copied()
-        .collect()
+    program.read(buffer, rows).to_vec()
 }
 
 /// Runs a step of `rows` rows of no sequence, of which none is wanted.

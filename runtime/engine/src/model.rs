@@ -107,7 +107,7 @@ impl Model {
             cache,
             &mut |program, range| {
                 let wanted = &batch.wanted[range];
-                let rows = program.slice_mut(*logits, wanted.len());
+                let rows = program.write(*logits, wanted.len());
                 on_logits(wanted, rows, &self.workers);
             },
         );

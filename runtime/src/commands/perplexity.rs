@@ -40,10 +40,8 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<()> {
     let session = startup::start(&args.model, &args.engine, false)?;
     let plain = session.text.encode(&text, Special::Plain);
     let ids = session.text.with_bos(plain.clone());
-    // Where a text begins with a token of its own, so does every window, in place of its first: the model knows no other
-    // beginning.
     let bos = (ids.len() > plain.len()).then(|| ids[0]);
-    let windows: Vec<_> = ids.chunks_exact(args.context as usize).collect();
+    let windows = windows(&ids, args.context as usize, bos);
     if windows.is_empty() {
         let found = ids.len();
         let error = anyhow::anyhow!(
@@ -58,10 +56,8 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<()> {
             ignore_eos: true,
             ..SamplingParams::default()
         };
-        let mut prompt = window.to_vec();
-        prompt[0] = bos.unwrap_or(prompt[0]);
         session.engine.submit(Request {
-            prompt,
+            prompt: window.clone(),
             sampling,
             prompt_logprobs: true,
             stop: None,
@@ -83,6 +79,17 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<()> {
         args.json,
         out,
     )
+}
+
+/// Whole windows of `context` tokens. Where a text begins with a token of its own, so does every window, in place of its
+/// first: the model knows no other beginning.
+fn windows(ids: &[u32], context: usize, bos: Option<u32>) -> Vec<Vec<u32>> {
+    let windows = ids.chunks_exact(context).map(|window| {
+        let mut window = window.to_vec();
+        window[0] = bos.unwrap_or(window[0]);
+        window
+    });
+    windows.collect()
 }
 
 /// Log probabilities of the positions from `context / 2 + 1` on: those before them have too little to go by.
@@ -161,6 +168,16 @@ mod tests {
         let result = Perplexity::of(&logprobs, 1, 200);
         assert!((result.perplexity - 50.0).abs() < 1e-4, "{result:?}");
         assert!(result.stderr < 1e-2, "{result:?}");
+    }
+
+    #[test]
+    fn every_window_begins_as_a_text_does() {
+        let ids = [7, 1, 2, 3, 4, 5, 6, 8, 9, 10];
+        assert_eq!(
+            windows(&ids, 4, Some(7)),
+            [vec![7, 1, 2, 3], vec![7, 5, 6, 8]]
+        );
+        assert_eq!(windows(&ids, 5, None)[1], [5, 6, 8, 9, 10]);
     }
 
     #[test]

@@ -209,9 +209,8 @@ impl<E: FloatElement> Attention<'_, E> {
         }
         let mut scores = scores::<L, E, R, T>(lanes, keys, &group.q);
         if let Some(cap) = self.soft_cap {
-            let (cap, inverse) = (lanes.splat(cap * LOG2_E), lanes.splat(1.0 / (cap * LOG2_E)));
             for score in scores.as_flattened_mut() {
-                *score = lanes.mul(cap, tanh(lanes, lanes.mul(*score, inverse)));
+                *score = soft_cap(lanes, *score, cap);
             }
         }
         for t in 0..T {
@@ -433,9 +432,17 @@ fn scores<L: Lanes, E: FloatElement, const R: usize, const T: usize>(
     scores
 }
 
+/// Keeps scores, which contain log2(e), within `cap` by a hyperbolic tangent.
+#[inline(always)]
+pub(super) fn soft_cap<L: Lanes>(lanes: L, scores: L::F32, cap: f32) -> L::F32 {
+    let cap = cap * LOG2_E;
+    let part = lanes.mul(scores, lanes.splat(1.0 / cap));
+    lanes.mul(lanes.splat(cap), tanh(lanes, part))
+}
+
 /// Minus infinity in the lanes outside of `seen`.
 #[inline(always)]
-fn mask<L: Lanes>(lanes: L, scores: L::F32, seen: (usize, usize)) -> L::F32 {
+pub(super) fn mask<L: Lanes>(lanes: L, scores: L::F32, seen: (usize, usize)) -> L::F32 {
     const NUMBERS: [f32; LANES] = {
         let mut numbers = [0.0; LANES];
         let mut i = 0;

@@ -6,9 +6,19 @@ use crate::kv_cache::KvCells;
 use crate::tensor::Rows;
 use std::marker::PhantomData;
 
-/// Writes keys of one KV head at successive positions of a sequence. Whoever runs it is the only one at work on the tiles
-/// of these positions' keys.
-pub(crate) struct WriteKeys<'a, E> {
+/// What of a block is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+}
+
+/// Writes keys or values of one KV head at successive positions of a sequence. Whoever runs it is the only one at work on
+/// that half of the tiles of these positions.
+pub(crate) struct WriteCells<'a, E> {
+    pub half: Half,
     pub cells: &'a KvCells<'a>,
     pub layer: usize,
     pub kv_head: usize,
@@ -21,43 +31,7 @@ pub(crate) struct WriteKeys<'a, E> {
     pub element: PhantomData<E>,
 }
 
-/// Writes values, as [`WriteKeys`] does keys.
-pub(crate) struct WriteValues<'a, E> {
-    pub cells: &'a KvCells<'a>,
-    pub layer: usize,
-    pub kv_head: usize,
-    /// Blocks of the sequence, by position.
-    pub block_table: &'a [u32],
-    /// Position of the first row.
-    pub position: usize,
-    /// `[tokens][head_dim]`
-    pub rows: Rows<'a>,
-    pub element: PhantomData<E>,
-}
-
-impl<E: FloatElement> LaneKernel for WriteKeys<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let block_size = self.cells.layout().block_size;
-        for row in 0..self.rows.rows() {
-            let (block, offset) = split(self.position + row, block_size);
-            let (tile, lane) = (offset / LANES, offset % LANES);
-            let block = self.block_table[block];
-            // SAFETY: nobody else is at work on the tile.
-            let to = unsafe {
-                let tile = self
-                    .cells
-                    .key_tile::<E>(self.layer, block, self.kv_head, tile);
-                &mut *tile
-            };
-            write_column(lanes, self.rows.row(row), to, lane);
-        }
-    }
-}
-
-impl<E: FloatElement> LaneKernel for WriteValues<'_, E> {
+impl<E: FloatElement> LaneKernel for WriteCells<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -68,16 +42,31 @@ impl<E: FloatElement> LaneKernel for WriteValues<'_, E> {
             let (block, offset) = split(self.position + row, layout.block_size);
             let (tile, lane) = (offset / LANES, offset % LANES);
             let block = self.block_table[block];
-            // SAFETY: nobody else is at work on the tile.
-            let values = unsafe {
-                let tile = self
-                    .cells
-                    .value_tile::<E>(self.layer, block, self.kv_head, tile);
-                &mut *tile
-            };
-            let values = &mut values[lane * width / LANES..][..width / LANES];
-            for (from, to) in self.rows.row(row).chunks(LANES).zip(values) {
-                E::store(lanes, load_part(lanes, from), to);
+            let row = self.rows.row(row);
+            match self.half {
+                Half::Keys => {
+                    // SAFETY: nobody else is at work on the keys of the tile.
+                    let keys = unsafe {
+                        let tile = self
+                            .cells
+                            .key_tile::<E>(self.layer, block, self.kv_head, tile);
+                        &mut *tile
+                    };
+                    write_column(lanes, row, keys, lane);
+                }
+                Half::Values => {
+                    // SAFETY: nobody else is at work on the values of the tile.
+                    let values = unsafe {
+                        let tile =
+                            self.cells
+                                .value_tile::<E>(self.layer, block, self.kv_head, tile);
+                        &mut *tile
+                    };
+                    let values = &mut values[lane * width / LANES..][..width / LANES];
+                    for (from, to) in row.chunks(LANES).zip(values) {
+                        E::store(lanes, load_part(lanes, from), to);
+                    }
+                }
             }
         }
     }

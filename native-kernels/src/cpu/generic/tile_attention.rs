@@ -13,7 +13,8 @@
 //! **Source**: as `attention`. **Error**: queries, keys, values and weights are each rounded to `bf16`, so a score is
 //! within `2^-6.99` of the sum of magnitudes it consists of, and the result within `2^-6.99` of the largest value more.
 
-use super::exp::{LOG2_E, exp2, tanh};
+use super::attention::{mask, soft_cap};
+use super::exp::{LOG2_E, exp2};
 use super::tile_matmul::{
     PairKernel, PairUnit, ROW_TILE, TileKernel, TileSums, TileUnit, TileWords,
 };
@@ -227,13 +228,12 @@ impl TileAttention<'_> {
                     for (half, scores) in scores[tile].iter_mut().enumerate() {
                         let mut score = lanes.load(&scores.0[row]);
                         if let Some(cap) = self.soft_cap {
-                            let cap = cap * LOG2_E;
-                            let part = lanes.mul(score, lanes.splat(1.0 / cap));
-                            score = lanes.mul(lanes.splat(cap), tanh(lanes, part));
+                            score = soft_cap(lanes, score, cap);
                         }
                         let at = 32 * step + LANES * half;
                         if keys.0 > at || keys.1 < at + LANES {
-                            score = mask(lanes, score, at, keys);
+                            let of_tile = |key: usize| key.clamp(at, at + LANES) - at;
+                            score = mask(lanes, score, (of_tile(keys.0), of_tile(keys.1)));
                         }
                         lanes.store(score, &mut scores.0[row]);
                         top = lanes.max(top, score);
@@ -311,17 +311,4 @@ fn first_lane<L: Lanes>(lanes: L, x: L::F32) -> f32 {
     let mut all = [0.0; LANES];
     lanes.store(x, &mut all);
     all[0]
-}
-
-/// Minus infinity for keys outside of `keys`; the first lane is key `at`.
-#[inline(always)]
-fn mask<L: Lanes>(lanes: L, score: L::F32, at: usize, keys: (usize, usize)) -> L::F32 {
-    const NUMBERS: [f32; LANES] = [
-        0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
-    ];
-    let numbers = lanes.load(&NUMBERS);
-    let never = lanes.splat(f32::NEG_INFINITY);
-    let (first, end) = (keys.0 as f32 - at as f32, keys.1 as f32 - at as f32);
-    let score = lanes.select_less(numbers, lanes.splat(first), never, score);
-    lanes.select_less(numbers, lanes.splat(end), score, never)
 }

@@ -4,7 +4,7 @@ use super::{EDGES, Edge, Guarded, Same, lane_isas, page_bytes};
 use crate::cpu::emulated_tiles::Unit;
 use crate::cpu::emulated_tiles::tests::Random;
 use crate::cpu::generic::attention::{Attention, Into, Merge, SEGMENT, partial_len};
-use crate::cpu::generic::kv_write::{WriteKeys, WriteValues};
+use crate::cpu::generic::kv_write::{Half, WriteCells};
 use crate::cpu::generic::tile_attention::{
     AttentionScratch, PackRun, RUN, TileAttention, TileLayout,
 };
@@ -125,7 +125,8 @@ impl Case<'_> {
         for run in [0..context / 2, context / 2..context] {
             let of = |x: &[f32]| Guarded::new(&x[run.start * d..run.end * d], self.edge);
             let (keys, values) = (of(self.keys), of(self.values));
-            self.lanes.run(WriteKeys::<E> {
+            self.lanes.run(WriteCells::<E> {
+                half: Half::Keys,
                 cells,
                 layer: LAYER,
                 kv_head: KV_HEAD,
@@ -134,7 +135,8 @@ impl Case<'_> {
                 rows: Rows::new(&keys, run.len(), d),
                 element: PhantomData,
             });
-            self.lanes.run(WriteValues::<E> {
+            self.lanes.run(WriteCells::<E> {
+                half: Half::Values,
                 cells,
                 layer: LAYER,
                 kv_head: KV_HEAD,

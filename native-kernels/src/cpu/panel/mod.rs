@@ -7,6 +7,7 @@
 
 mod float;
 mod integers;
+mod scaling;
 mod small_blocks;
 mod super_blocks;
 mod tables;

@@ -1,8 +1,9 @@
 //! Panels of the formats with blocks of 32.
 
 use super::integers::{Bytes, Integers, Nibbles};
+use super::scaling::{accumulate, accumulate_ranged, centre, range};
 use super::{F32Of, PanelBlock, QuantBlock};
-use crate::cpu::vector::{I32Of, Int8, LANES, Lanes};
+use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::Block;
 use half::f16;
@@ -81,10 +82,7 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
         self.q.widen(lanes, to);
         let scale = lanes.load_f16(&self.scale);
         let zero = lanes.splat(ZERO as f32);
-        for w in to {
-            let q = lanes.sub(lanes.load(w), zero);
-            lanes.store(lanes.mul(scale, q), w);
-        }
+        centre(lanes, scale, zero, to);
     }
 
     #[inline(always)]
@@ -98,10 +96,7 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
         let scale = lanes.load_f16(&self.scale);
         for x in x {
             let dot = self.q.dot::<I, R, ZERO>(int8, x);
-            for r in 0..R {
-                let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-                sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-            }
+            accumulate(int8, scale, x, dot, sum);
         }
     }
 }
@@ -126,10 +121,7 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
         let to = to.first_chunk_mut().expect("a block is 32 inputs");
         self.q.widen(lanes, to);
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
-        for w in to {
-            let scaled = lanes.mul(scale, lanes.load(w));
-            lanes.store(lanes.add(scaled, min), w);
-        }
+        range(lanes, scale, min, to);
     }
 
     #[inline(always)]
@@ -143,26 +135,9 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         for x in x {
             let dot = self.q.dot::<I, R, 0>(int8, x);
-            accumulate_ranged(int8, scale, min, x, dot, sum);
+            let xs = x.each_ref().map(QuantBlock::sum);
+            accumulate_ranged(int8, [scale, min], x, xs, dot, sum);
         }
-    }
-}
-
-#[inline(always)]
-pub(super) fn accumulate_ranged<I: Int8, const R: usize>(
-    int8: I,
-    scale: F32Of<I>,
-    min: F32Of<I>,
-    x: &[QuantBlock; R],
-    dot: [I32Of<I>; R],
-    sum: &mut [F32Of<I>; R],
-) {
-    let lanes = int8.lanes();
-    for r in 0..R {
-        let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-        sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-        let all = lanes.splat(x[r].scale * x[r].sum() as f32);
-        sum[r] = lanes.fma(min, all, sum[r]);
     }
 }
 
@@ -186,10 +161,7 @@ impl PanelBlock for Int4 {
         let to = to.first_chunk_mut().expect("a block is 32 inputs");
         self.q.widen(lanes, to);
         let (scale, zero) = (lanes.load_f16(&self.scale), lanes.load_u8(&self.zero));
-        for w in to {
-            let q = lanes.sub(lanes.load(w), zero);
-            lanes.store(lanes.mul(scale, q), w);
-        }
+        centre(lanes, scale, zero, to);
     }
 
     #[inline(always)]

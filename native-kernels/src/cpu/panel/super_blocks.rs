@@ -1,7 +1,7 @@
 //! Panels of the formats with super-blocks of 256.
 
 use super::integers::{Bytes, Halves, Integers, Nibbles, Pairs, Triples};
-use super::small_blocks::accumulate_ranged;
+use super::scaling::{accumulate, accumulate_ranged, centre, range};
 use super::{F32Of, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
@@ -68,10 +68,7 @@ impl<Q: Integers> PanelBlock for Super<Q> {
             group.q.widen(lanes, to);
             let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
             let min = lanes.mul(min, lanes.load_u8(&group.mins));
-            for w in to {
-                let scaled = lanes.mul(scale, lanes.load(w));
-                lanes.store(lanes.add(scaled, min), w);
-            }
+            range(lanes, scale, min, to);
         }
     }
 
@@ -88,7 +85,8 @@ impl<Q: Integers> PanelBlock for Super<Q> {
             let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
             let min = lanes.mul(min, lanes.load_u8(&group.mins));
             let dot = group.q.dot::<I, R, 0>(int8, x);
-            accumulate_ranged(int8, scale, min, x, dot, sum);
+            let xs = x.each_ref().map(QuantBlock::sum);
+            accumulate_ranged(int8, [scale, min], x, xs, dot, sum);
         }
     }
 }
@@ -151,10 +149,7 @@ impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
             group.q.widen(lanes, to);
             for (scales, to) in group.scales.iter().zip(to.chunks_exact_mut(16)) {
                 let scale = lanes.mul(scale, lanes.load_i8(scales));
-                for w in to {
-                    let q = lanes.sub(lanes.load(w), zero);
-                    lanes.store(lanes.mul(scale, q), w);
-                }
+                centre(lanes, scale, zero, to);
             }
         }
     }
@@ -188,10 +183,7 @@ impl<Q: Halves> HalvedGroup<Q> {
         let lanes = int8.lanes();
         let scale = lanes.mul(scale, lanes.load_i8(&self.scales[HALF]));
         let dot = self.q.dot_half::<I, R, ZERO, HALF>(int8, x);
-        for r in 0..R {
-            let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-            sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-        }
+        accumulate(int8, scale, x, dot, sum);
     }
 }
 
@@ -258,10 +250,7 @@ impl PanelBlock for Q2K {
         for (row, to) in self.factors.iter().zip(to.as_chunks_mut::<64>().0) {
             let factors = factors(lanes, row, scale, min);
             for ([scale, min], to) in factors.into_iter().zip(to.as_chunks_mut::<16>().0) {
-                for w in to {
-                    let scaled = lanes.mul(scale, lanes.load(w));
-                    lanes.store(lanes.add(scaled, min), w);
-                }
+                range(lanes, scale, min, to);
             }
         }
     }
@@ -291,16 +280,11 @@ impl PanelBlock for Q2K {
 fn accumulate_half<I: Int8, const R: usize, const HALF: usize>(
     int8: I,
     q: &Pairs,
-    [scale, min]: [F32Of<I>; 2],
+    factors: [F32Of<I>; 2],
     x: &[QuantBlock; R],
     sum: &mut [F32Of<I>; R],
 ) {
-    let lanes = int8.lanes();
     let dot = q.dot_half::<I, R, 0, HALF>(int8, x);
-    for r in 0..R {
-        let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-        sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-        let all = lanes.splat(x[r].scale * f32::from(x[r].sums[HALF]));
-        sum[r] = lanes.fma(min, all, sum[r]);
-    }
+    let xs = x.each_ref().map(|x| i32::from(x.sums[HALF]));
+    accumulate_ranged(int8, factors, x, xs, dot, sum);
 }

@@ -3,8 +3,9 @@
 //! The nibbles stay nibbles, half of what the values would take, and become values on their way into the product.
 
 use super::integers::dot;
+use super::scaling::accumulate;
 use super::{F32Of, PanelBlock, QuantBlock};
-use crate::cpu::vector::{I32Of, Int8, LANES, Lanes, Quads, Unpack};
+use crate::cpu::vector::{Int8, LANES, Lanes, Quads, Unpack};
 use crate::memory::Pod;
 use crate::quant::{CodedBlock, CodedSuperBlock, E2M1, E8M0, IQ4};
 use half::f16;
@@ -109,12 +110,8 @@ impl<T: Table, const BITS: u32, const ZERO: i32> Codes<T, BITS, ZERO> {
         x: &[QuantBlock; R],
         sum: &mut [F32Of<I>; R],
     ) {
-        let lanes = int8.lanes();
-        let dot: [I32Of<I>; R] = dot::<I, R, BITS, ZERO>(int8, self, x);
-        for r in 0..R {
-            let scale = lanes.mul(scale, lanes.splat(x[r].scale));
-            sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-        }
+        let dot = dot::<I, R, BITS, ZERO>(int8, self, x);
+        accumulate(int8, scale, x, dot, sum);
     }
 }
 

@@ -1,0 +1,62 @@
+//! What becomes of integers: weights by a scale and a zero or a minimum, and dot products by the scales of both sides.
+
+use super::{F32Of, QuantBlock};
+use crate::cpu::vector::{I32Of, Int8, LANES, Lanes};
+
+/// `w = scale * (w - zero)`.
+#[inline(always)]
+pub(super) fn centre<L: Lanes>(
+    lanes: L,
+    scale: L::F32,
+    zero: L::F32,
+    weights: &mut [[f32; LANES]],
+) {
+    for w in weights {
+        let q = lanes.sub(lanes.load(w), zero);
+        lanes.store(lanes.mul(scale, q), w);
+    }
+}
+
+/// `w = scale * w + min`.
+#[inline(always)]
+pub(super) fn range<L: Lanes>(lanes: L, scale: L::F32, min: L::F32, weights: &mut [[f32; LANES]]) {
+    for w in weights {
+        let scaled = lanes.mul(scale, lanes.load(w));
+        lanes.store(lanes.add(scaled, min), w);
+    }
+}
+
+/// Adds `scale * x.scale * dot` for each row.
+#[inline(always)]
+pub(super) fn accumulate<I: Int8, const R: usize>(
+    int8: I,
+    scale: F32Of<I>,
+    x: &[QuantBlock; R],
+    dot: [I32Of<I>; R],
+    sum: &mut [F32Of<I>; R],
+) {
+    let lanes = int8.lanes();
+    for r in 0..R {
+        let scale = lanes.mul(scale, lanes.splat(x[r].scale));
+        sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
+    }
+}
+
+/// Adds `x.scale * (scale * dot + min * xs)` for each row, where `xs` is the sum of the activations that `dot` is over.
+#[inline(always)]
+pub(super) fn accumulate_ranged<I: Int8, const R: usize>(
+    int8: I,
+    [scale, min]: [F32Of<I>; 2],
+    x: &[QuantBlock; R],
+    xs: [i32; R],
+    dot: [I32Of<I>; R],
+    sum: &mut [F32Of<I>; R],
+) {
+    let lanes = int8.lanes();
+    for r in 0..R {
+        let scale = lanes.mul(scale, lanes.splat(x[r].scale));
+        sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
+        let all = lanes.splat(x[r].scale * xs[r] as f32);
+        sum[r] = lanes.fma(min, all, sum[r]);
+    }
+}
