@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 /// Proof that the CPU has AMX with `bf16` and AVX-512 BF16, and that the system lets this process use it: only
 /// [`Amx::detect`] makes one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Amx(Avx512);
 
 /// Whether the instructions are there and the system has given permission for the tiles, asked once.
@@ -120,7 +120,7 @@ impl Amx {
         };
         let _release = Release;
         // SAFETY: the token proves that the CPU has the features.
-        unsafe { compiled(AmxTiles(self.0), kernel) }
+        unsafe { compiled(AmxTiles(self), kernel) }
     }
 
     /// Runs a kernel that needs no tile registers.
@@ -138,16 +138,28 @@ impl Amx {
 ///
 /// A kernel does not call `run` again while it multiplies: that would give the tiles up.
 #[derive(Clone, Copy)]
-struct AmxTiles(Avx512);
+struct AmxTiles(Amx);
 
-impl TileUnit for AmxTiles {
+impl PairUnit for AmxTiles {
     type Lanes = Avx512;
 
     #[inline(always)]
     fn lanes(self) -> Avx512 {
-        self.0
+        self.0.lanes()
     }
 
+    #[inline(always)]
+    fn store_pairs(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
+        self.0.store_pairs(a, b, to);
+    }
+
+    #[inline(always)]
+    fn store_row(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
+        self.0.store_row(a, b, to);
+    }
+}
+
+impl TileUnit for AmxTiles {
     #[inline(always)]
     fn multiply<const A: usize>(
         self,
@@ -258,6 +270,16 @@ impl PairUnit for Amx {
             let order = _mm512_loadu_si512((&raw const SIDE_BY_SIDE).cast());
             let pairs = _mm512_permutexvar_epi16(order, rounded);
             _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+        }
+    }
+
+    #[inline(always)]
+    fn store_row(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
+        // SAFETY: as in `store_pairs`.
+        unsafe {
+            let rounded = _mm512_cvtne2ps_pbh(b, a);
+            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
         }
     }
 }

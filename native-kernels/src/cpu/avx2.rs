@@ -217,6 +217,23 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn scale_by_power(self, x: F, n: F) -> F {
+        self.mul(x, self.power_of_two(n))
+    }
+
+    #[inline(always)]
+    fn subtract_bits(self, minuend: i32, x: F) -> F {
+        avx2!({
+            let minuend = _mm256_set1_epi32(minuend);
+            let bits = |x| _mm256_sub_epi32(minuend, _mm256_castps_si256(x));
+            [
+                _mm256_castsi256_ps(bits(x[0])),
+                _mm256_castsi256_ps(bits(x[1])),
+            ]
+        })
+    }
+
+    #[inline(always)]
     fn select_less(self, a: F, b: F, yes: F, no: F) -> F {
         avx2!([
             _mm256_blendv_ps(no[0], yes[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
@@ -267,6 +284,25 @@ impl Lanes for Avx2 {
                 _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<SHIFT>(x[0]), mask)),
                 _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32::<SHIFT>(x[1]), mask)),
             ]
+        })
+    }
+
+    #[inline(always)]
+    fn raised_field<const SHIFT: i32, const BITS: i32>(self, x: I) -> F {
+        let place = 23 - BITS - SHIFT;
+        avx2!({
+            let mask = _mm256_set1_epi32(((1 << BITS) - 1) << (23 - BITS));
+            let exponent = _mm256_set1_epi32((127 + BITS) << 23);
+            // By a number that is known, so it becomes an immediate.
+            let count = _mm_cvtsi32_si128(place.abs());
+            let raised = |x| {
+                let placed = match place {
+                    0.. => _mm256_sll_epi32(x, count),
+                    _ => _mm256_srl_epi32(x, count),
+                };
+                _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(placed, mask), exponent))
+            };
+            [raised(x[0]), raised(x[1])]
         })
     }
 

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX-512 F, BW and VL, and what [`avx2::Avx2`] stands for: only [`Avx512::detect`] makes one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
@@ -193,6 +193,19 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn scale_by_power(self, x: __m512, n: __m512) -> __m512 {
+        avx512!(_mm512_scalef_ps(x, n))
+    }
+
+    #[inline(always)]
+    fn subtract_bits(self, minuend: i32, x: __m512) -> __m512 {
+        avx512!({
+            let bits = _mm512_sub_epi32(_mm512_set1_epi32(minuend), _mm512_castps_si512(x));
+            _mm512_castsi512_ps(bits)
+        })
+    }
+
+    #[inline(always)]
     fn select_less(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
         avx512!({
             let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b);
@@ -231,6 +244,23 @@ impl Lanes for Avx512 {
             let shifted = _mm512_srl_epi32(x, _mm_cvtsi32_si128(SHIFT));
             let masked = _mm512_and_si512(shifted, _mm512_set1_epi32(mask.into()));
             _mm512_cvtepi32_ps(masked)
+        })
+    }
+
+    #[inline(always)]
+    fn raised_field<const SHIFT: i32, const BITS: i32>(self, x: __m512i) -> __m512 {
+        let place = 23 - BITS - SHIFT;
+        let mask = ((1 << BITS) - 1) << (23 - BITS);
+        avx512!({
+            // By a number that is known, so it becomes an immediate.
+            let placed = match place {
+                0.. => _mm512_sll_epi32(x, _mm_cvtsi32_si128(place)),
+                _ => _mm512_srl_epi32(x, _mm_cvtsi32_si128(-place)),
+            };
+            let exponent = _mm512_set1_epi32((127 + BITS) << 23);
+            // (a & b) | c.
+            let bits = _mm512_ternarylogic_epi32::<0xEA>(placed, _mm512_set1_epi32(mask), exponent);
+            _mm512_castsi512_ps(bits)
         })
     }
 

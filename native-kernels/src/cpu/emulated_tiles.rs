@@ -14,12 +14,6 @@ use half::bf16;
 pub(crate) struct EmulatedTiles;
 
 impl TileUnit for EmulatedTiles {
-    type Lanes = Portable;
-
-    fn lanes(self) -> Portable {
-        Portable
-    }
-
     fn multiply<const A: usize>(
         self,
         a: [&[TileWords]; A],
@@ -79,6 +73,12 @@ impl PairUnit for EmulatedTiles {
             *to = [a, b].map(|x| bf16::from_f32(flushed(x)));
         }
     }
+
+    fn store_row(self, a: [f32; LANES], b: [f32; LANES], to: &mut [bf16; 2 * LANES]) {
+        for (to, x) in to.iter_mut().zip(a.into_iter().chain(b)) {
+            *to = bf16::from_f32(flushed(x));
+        }
+    }
 }
 
 /// The emulated unit or the real one, for tests that run on both.
@@ -113,12 +113,11 @@ impl Unit {
 pub(crate) mod tests {
     use super::*;
     use crate::cpu::generic::elementwise::Activation;
-    use crate::cpu::generic::float_matmul::{Finish, Packed, Widened};
+    use crate::cpu::generic::float_matmul::{Blocks, Finish, Packed};
     use crate::cpu::generic::tile_matmul::{
         ROW_TILE, TileMatmul, TileOutput, TilePanels, TileRows, TileScratch, WriteTiles,
     };
     use crate::cpu::panel::{FloatElement, PanelBlock};
-    use crate::cpu::vector::LaneKernel;
     use crate::matrix::{Matrix, WithPanels, with_panels};
     use crate::tensor::{Rows, RowsMut};
     use crate::{Format, KernelSet, Selection, Workers, catalog, reference};
@@ -151,7 +150,7 @@ pub(crate) mod tests {
         }
 
         fn blocks<B: PanelBlock>(self) {
-            let blocks = Widened(self.matrix.blocks::<B>());
+            let blocks = Blocks(self.matrix.blocks::<B>());
             self.write(blocks);
         }
     }
@@ -175,7 +174,7 @@ pub(crate) mod tests {
         for first in (0..m).step_by(ROW_TILE) {
             let to = &mut tiles[first / ROW_TILE * steps..][..steps];
             let x = x.slice(first..m.min(first + ROW_TILE));
-            TileRows { x, to }.run(Portable);
+            TileRows { x, to }.run(EmulatedTiles);
         }
         tiles
     }

@@ -106,7 +106,7 @@ impl Int8Isa {
 }
 
 /// Instruction sets with tile registers. Holding a value proves that the CPU has it and the system allows it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TileIsa {
     #[cfg(target_arch = "x86_64")]
     Amx(Amx),
@@ -174,7 +174,7 @@ fn has(_: &str) -> bool {
 pub(crate) struct Streaming {
     /// Bytes ahead of their use at which weights are asked for.
     pub ahead: usize,
-    /// Runs of panels that are read side by side: 1, 2 or 4.
+    /// Runs of panels that are read side by side: 1 or 4.
     pub streams: usize,
 }
 

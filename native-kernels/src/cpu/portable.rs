@@ -116,6 +116,17 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn scale_by_power(self, x: Self::F32, n: Self::F32) -> Self::F32 {
+        let power = self.power_of_two(n);
+        from_fn(|i| x[i] * power[i])
+    }
+
+    #[inline(always)]
+    fn subtract_bits(self, minuend: i32, x: Self::F32) -> Self::F32 {
+        x.map(|x| f32::from_bits(minuend.wrapping_sub(x.to_bits() as i32) as u32))
+    }
+
+    #[inline(always)]
     fn select_less(self, a: Self::F32, b: Self::F32, yes: Self::F32, no: Self::F32) -> Self::F32 {
         from_fn(|i| if a[i] < b[i] { yes[i] } else { no[i] })
     }
@@ -154,6 +165,12 @@ impl Lanes for Portable {
     #[inline(always)]
     fn field<const SHIFT: i32>(self, x: Self::I32, mask: u8) -> Self::F32 {
         x.map(|x| f32::from((x >> SHIFT) as u8 & mask))
+    }
+
+    #[inline(always)]
+    fn raised_field<const SHIFT: i32, const BITS: i32>(self, x: Self::I32) -> Self::F32 {
+        let field = |x: i32| x as u32 >> SHIFT & ((1 << BITS) - 1);
+        x.map(|x| ((1 << BITS) + field(x)) as f32)
     }
 
     #[inline(always)]

@@ -3,6 +3,9 @@
 //! A vector is always sixteen lanes, however many registers that takes. Every operation is exactly rounded or exact, and
 //! reductions have a fixed order, so an algorithm written once over `Lanes` gives the same bits on every instance. An
 //! instance implements these methods and no loop over a problem; an algorithm holds the loops and no instruction.
+//!
+//! An algorithm gives no vector to a closure (`array::map`, `from_fn`): that is a function of its own, which the compiler
+//! may leave standing without the instructions of the instance, each of them a call.
 
 use half::{bf16, f16};
 
@@ -50,6 +53,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn abs(self, x: Self::F32) -> Self::F32;
     /// To the nearest integer, ties to even.
     fn round(self, x: Self::F32) -> Self::F32;
+    /// `x · 2^n`, rounded once, for an integral `n` of -126 to 127.
+    fn scale_by_power(self, x: Self::F32, n: Self::F32) -> Self::F32;
+    /// The number whose bits are those of `minuend` less those of `x`: where a power is approximated by its logarithm.
+    fn subtract_bits(self, minuend: i32, x: Self::F32) -> Self::F32;
     /// `2^n` for an integral `n` of -126 to 127.
     fn power_of_two(self, n: Self::F32) -> Self::F32;
     /// Where `a < b`, `yes`, else `no`.
@@ -67,6 +74,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn load_quads(self, from: &[u8; 4 * LANES]) -> Self::I32;
     /// Bits from `SHIFT` on of each lane, and-ed with `mask`, as a number.
     fn field<const SHIFT: i32>(self, x: Self::I32, mask: u8) -> Self::F32;
+    /// `2^BITS` plus the `BITS` bits from `SHIFT` on of each lane: such a number is made without a conversion.
+    fn raised_field<const SHIFT: i32, const BITS: i32>(self, x: Self::I32) -> Self::F32;
     /// The entry of `table` that the four bits from `SHIFT` on of each lane number.
     fn lookup<const SHIFT: i32>(self, table: &[f32; LANES], x: Self::I32) -> Self::F32;
     /// Exact up to 2^24.

@@ -7,7 +7,7 @@ use crate::bind::{Bound, MatmulKernel};
 use crate::cpu::generic::elementwise::RmsNorm;
 use crate::cpu::generic::row_groups::{PackRows, QuantizeRows};
 use crate::cpu::generic::tile_matmul::{ROW_TILE, TileRows, TileWords};
-use crate::cpu::isa::LaneIsa;
+use crate::cpu::isa::{LaneIsa, TileIsa};
 use crate::cpu::panel::QuantBlock;
 use crate::tensor::{Rows, RowsMut};
 use std::ops::Range;
@@ -23,7 +23,7 @@ pub(super) enum Form {
     /// Signed bytes in groups of at most so many rows.
     Quants(usize),
     /// `bf16` tiles of 16 rows x 32 inputs.
-    Tiles,
+    Tiles(TileIsa),
 }
 
 impl Form {
@@ -31,7 +31,7 @@ impl Form {
         match kernel {
             MatmulKernel::Float(isa) => Form::Floats(isa.rows()),
             MatmulKernel::Int8(isa) => Form::Quants(isa.rows()),
-            MatmulKernel::Tiles(_) => Form::Tiles,
+            MatmulKernel::Tiles(isa) => Form::Tiles(isa),
         }
     }
 }
@@ -69,7 +69,7 @@ fn elements(form: Form, rows: usize, k: usize) -> usize {
     match form {
         Form::Floats(_) => rows * k,
         Form::Quants(_) => rows * (k / 32),
-        Form::Tiles => rows.div_ceil(ROW_TILE) * k.div_ceil(32),
+        Form::Tiles(_) => rows.div_ceil(ROW_TILE) * k.div_ceil(32),
     }
 }
 
@@ -90,7 +90,7 @@ impl Prepared {
         match form {
             Form::Floats(_) if slot.floats.len() < len => slot.floats.resize(len, 0.0),
             Form::Quants(_) if slot.quants.len() < len => slot.quants.resize(len, QuantBlock::ZERO),
-            Form::Tiles if slot.tiles.len() < len => slot.tiles.resize(len, TileWords::ZERO),
+            Form::Tiles(_) if slot.tiles.len() < len => slot.tiles.resize(len, TileWords::ZERO),
             _ => {}
         }
     }
@@ -149,7 +149,7 @@ pub(super) fn prepare_own(
                     quants: &mut slot.quants[range],
                     tiles: &mut [],
                 },
-                Form::Tiles => Piece {
+                Form::Tiles(_) => Piece {
                     floats: &mut [],
                     quants: &mut [],
                     tiles: &mut slot.tiles[range],
@@ -214,7 +214,7 @@ fn write(lanes: LaneIsa, form: Form, x: Rows<'_>, to: Piece<'_>) {
             largest,
             to: to.quants,
         }),
-        Form::Tiles => lanes.run(TileRows { x, to: to.tiles }),
+        Form::Tiles(isa) => isa.widen(TileRows { x, to: to.tiles }),
     }
 }
 
@@ -256,7 +256,7 @@ impl<'a> Shared<'a> {
         match form {
             Form::Floats(_) => floats = range,
             Form::Quants(_) => quants = range,
-            Form::Tiles => tiles = range,
+            Form::Tiles(_) => tiles = range,
         }
         // SAFETY: as the caller promises; the others are empty.
         unsafe {

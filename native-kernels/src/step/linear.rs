@@ -9,7 +9,9 @@ use super::rows::{Norm, Push, resized};
 use super::{Buffer, Lowering, Part, Phase, Program, Running, Scratch, assert_width};
 use crate::bind::{Bound, MatmulKernel};
 use crate::cpu::generic::elementwise::{Activation, Gated};
-use crate::cpu::generic::float_matmul::{Finish, FloatMatmul, Packed, Panels, Widened};
+use crate::cpu::generic::float_matmul::{
+    Blocks, Finish, FloatMatmul, Packed, Panels, WidenPanel, Widened,
+};
 use crate::cpu::generic::int8_matmul::Int8Matmul;
 use crate::cpu::generic::tile_matmul::{
     ROW_TILE, TileMatmul, TileOutput, TilePanels, TileScratch, TileWords, WriteTiles,
@@ -372,7 +374,7 @@ impl Multiply<'_> {
         out: RowsMut<'_>,
         scratch: &mut TileScratch,
     ) {
-        let x = (self.ready)(Form::Tiles).tiles;
+        let x = (self.ready)(Form::Tiles(isa)).tiles;
         isa.run(TileMatmul {
             output,
             panels: self.panels.clone(),
@@ -499,7 +501,7 @@ impl WithPanels for Tiles<'_> {
 
     fn blocks<B: PanelBlock>(self) {
         let matrix = self.matrix;
-        self.write(Widened::<B>(matrix.blocks()));
+        self.write(Blocks::<B>(matrix.blocks()));
     }
 }
 
@@ -518,7 +520,13 @@ impl WithPanels for Product<'_, '_> {
     fn blocks<B: PanelBlock>(self) {
         let weights = self.matrix.blocks::<B>();
         match self.kernel {
-            MatmulKernel::Float(isa) => self.float(isa, Widened(weights)),
+            MatmulKernel::Float(isa) => {
+                let blocks = Blocks(weights);
+                let widen = |panel, to: &mut [[f32; LANES]]| {
+                    isa.run(WidenPanel { blocks, panel, to });
+                };
+                self.float(isa, Widened(&widen));
+            }
             MatmulKernel::Int8(isa) => self.int8(isa, weights),
             MatmulKernel::Tiles(_) => unreachable!("tiles have a way of their own"),
         }

@@ -31,7 +31,7 @@ use crate::tensor::{Rows, RowsMut};
 use std::ops::Range;
 
 /// How far a score may be above the reference, in powers of two.
-const SLACK: f32 = 8.0;
+pub(super) const SLACK: f32 = 8.0;
 
 /// Keys of a segment, a multiple of a tile.
 pub(crate) const SEGMENT: usize = 512;

@@ -65,13 +65,12 @@ impl Finish<'_> {
 }
 
 /// Where the float panels come from.
-pub(crate) trait Panels: Copy + Sync {
+pub(crate) trait Panels: Copy {
     type Element: FloatElement;
 
     /// Makes panel `panel`, `[k][16]`, readable; `scratch` is free to use and keeps its size.
-    fn panel<'a, L: Lanes>(
+    fn panel<'a>(
         &'a self,
-        lanes: L,
         panel: usize,
         k: usize,
         scratch: &'a mut Vec<[f32; LANES]>,
@@ -86,9 +85,8 @@ impl<E: FloatElement> Panels for Packed<'_, E> {
     type Element = E;
 
     #[inline(always)]
-    fn panel<'a, L: Lanes>(
+    fn panel<'a>(
         &'a self,
-        _: L,
         panel: usize,
         k: usize,
         _: &'a mut Vec<[f32; LANES]>,
@@ -97,31 +95,58 @@ impl<E: FloatElement> Panels for Packed<'_, E> {
     }
 }
 
-/// Quantised panels, widened one at a time: the exact product with the dequantised weights.
+/// Panels of another kind, widened one at a time: the exact product with the dequantised weights. One product serves every
+/// format; what widens panel `n` into `[k][16]` is behind a call.
 #[derive(Clone, Copy)]
-pub(crate) struct Widened<'a, B>(pub &'a [B]);
+pub(crate) struct Widened<'a>(pub &'a dyn Fn(usize, &mut [[f32; LANES]]));
 
-impl<B: PanelBlock> Panels for Widened<'_, B> {
+impl Panels for Widened<'_> {
     type Element = f32;
 
     #[inline(always)]
-    fn panel<'a, L: Lanes>(
+    fn panel<'a>(
         &'a self,
-        lanes: L,
         panel: usize,
         k: usize,
         scratch: &'a mut Vec<[f32; LANES]>,
     ) -> &'a [[f32; LANES]] {
-        let inputs = 32 * B::GROUPS;
-        let blocks = k / inputs;
         scratch.resize(k, [0.0; LANES]);
-        for (block, to) in self.0[panel * blocks..][..blocks]
-            .iter()
-            .zip(scratch.chunks_exact_mut(inputs))
-        {
+        self.0(panel, scratch);
+        scratch
+    }
+}
+
+/// Quantised panels.
+#[derive(Clone, Copy)]
+pub(crate) struct Blocks<'a, B>(pub &'a [B]);
+
+impl<B: PanelBlock> Blocks<'_, B> {
+    /// The blocks of a panel with `k` inputs.
+    #[inline(always)]
+    pub fn of(&self, panel: usize, k: usize) -> &[B] {
+        let blocks = k / (32 * B::GROUPS);
+        &self.0[panel * blocks..][..blocks]
+    }
+}
+
+/// Widens one panel.
+pub(crate) struct WidenPanel<'a, B> {
+    pub blocks: Blocks<'a, B>,
+    pub panel: usize,
+    /// `[k][16]`.
+    pub to: &'a mut [[f32; LANES]],
+}
+
+impl<B: PanelBlock> LaneKernel for WidenPanel<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let blocks = self.blocks.of(self.panel, self.to.len());
+        let to = self.to.chunks_exact_mut(32 * B::GROUPS);
+        for (block, to) in blocks.iter().zip(to) {
             block.widen(lanes, to);
         }
-        scratch
     }
 }
 
@@ -178,11 +203,11 @@ impl<P: Panels> FloatMatmul<'_, P> {
         let weights = self.weights;
         let mut panels = [&[][..]; N];
         for (n, scratch) in scratch.iter_mut().enumerate() {
-            panels[n] = weights.panel(lanes, panel + n, self.k, scratch);
+            panels[n] = weights.panel(panel + n, self.k, scratch);
         }
         for (row, rows) in RowGroups::new(0..self.out.rows(), L::ROWS) {
             match rows {
-                8 => self.block::<L, 8, N>(lanes, panels, panel, row),
+                8 if L::ROWS >= 8 => self.block::<L, 8, N>(lanes, panels, panel, row),
                 4 => self.block::<L, 4, N>(lanes, panels, panel, row),
                 2 => self.block::<L, 2, N>(lanes, panels, panel, row),
                 _ => self.block::<L, 1, N>(lanes, panels, panel, row),

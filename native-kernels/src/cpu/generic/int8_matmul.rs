@@ -24,6 +24,9 @@ use std::ops::Range;
 /// Bytes of quantised activations that stay in a core's second-level cache while panels pass by.
 const RESIDENT_BYTES: usize = 256 << 10;
 
+/// Places that panels are taken from side by side, where that is wanted.
+const STREAMS: usize = 4;
+
 /// The product for the panels in a range, all rows.
 pub(crate) struct Int8Matmul<'a, B> {
     /// All panels of the matrix, `[panels][k / (32 * GROUPS)]`.
@@ -62,42 +65,35 @@ impl<B: PanelBlock> Int8Matmul<'_, B> {
     #[inline(always)]
     fn rows<I: Int8>(&mut self, int8: I, rows: Range<usize>) {
         let mut panels = self.panels.clone();
-        if rows.len() <= 2 {
-            let streams = self.streaming.streams;
-            let length = panels.len() / streams;
-            for panel in panels.start..panels.start + length {
-                match streams {
-                    4 => self.panel_set::<I, 4>(
-                        int8,
-                        [0, 1, 2, 3].map(|s| panel + s * length),
-                        &rows,
-                    ),
-                    2 => self.panel_set::<I, 2>(int8, [0, 1].map(|s| panel + s * length), &rows),
-                    _ => self.panel_set::<I, 1>(int8, [panel], &rows),
-                }
-            }
-            panels.start += streams * length;
+        if self.streaming.streams == STREAMS {
+            let streamed = match rows.len() {
+                1 => self.streams::<I, 1>(int8, rows.start),
+                2 => self.streams::<I, 2>(int8, rows.start),
+                _ => 0,
+            };
+            panels.start += streamed;
         }
         for panel in panels {
-            self.panel_set::<I, 1>(int8, [panel], &rows);
+            for (row, group) in RowGroups::new(rows.clone(), I::ROWS) {
+                match group {
+                    8 if I::ROWS >= 8 => self.block::<I, 8, 1>(int8, [panel], row),
+                    4 => self.block::<I, 4, 1>(int8, [panel], row),
+                    2 => self.block::<I, 2, 1>(int8, [panel], row),
+                    _ => self.block::<I, 1, 1>(int8, [panel], row),
+                }
+            }
         }
     }
 
+    /// Works on panels from several places side by side, and says on how many.
     #[inline(always)]
-    fn panel_set<I: Int8, const N: usize>(
-        &mut self,
-        int8: I,
-        panels: [usize; N],
-        rows: &Range<usize>,
-    ) {
-        for (row, group) in RowGroups::new(rows.clone(), I::ROWS) {
-            match group {
-                8 => self.block::<I, 8, N>(int8, panels, row),
-                4 => self.block::<I, 4, N>(int8, panels, row),
-                2 => self.block::<I, 2, N>(int8, panels, row),
-                _ => self.block::<I, 1, N>(int8, panels, row),
-            }
+    fn streams<I: Int8, const R: usize>(&mut self, int8: I, row: usize) -> usize {
+        let length = self.panels.len() / STREAMS;
+        for panel in self.panels.start..self.panels.start + length {
+            let panels: [usize; STREAMS] = std::array::from_fn(|s| panel + s * length);
+            self.block::<I, R, STREAMS>(int8, panels, row);
         }
+        STREAMS * length
     }
 
     #[inline(always)]

@@ -2,19 +2,20 @@
 //! queries of the step.
 //!
 //! ```text
-//! for each 32 queries (rows and heads of one KV head), m = -inf, l = 0, o = 0
+//! for each 32 queries (rows and heads of one KV head), m = -inf, l[16] = 0, o = 0
 //!     for each run of 256 keys that one of them sees:
 //!         s[32][256] = q · k, scaled by log2(e)       tiles
-//!         m' = max(m, max(s));  p = 2^(s - m')        rounded to bf16 for the products, summed as f32
-//!         l = l * 2^(m - m') + sum(p)
+//!         m' = max(s) if that is more than m + 8, else m
+//!         p = 2^(s - m')                              rounded to bf16 for the products, summed as f32
+//!         l = l * 2^(m - m') + p                      one lane a key modulo 16, summed at the end
 //!         o = o * 2^(m - m') + p · v                  tiles
-//! out = o / l
+//! out = o / sum(l)
 //! ```
 //! **Source**: as `attention`. **Error**: queries, keys, values and weights are each rounded to `bf16`, so a score is
 //! within `2^-6.99` of the sum of magnitudes it consists of, and the result within `2^-6.99` of the largest value more.
 
-use super::attention::{mask, soft_cap};
-use super::exp::{LOG2_E, exp2};
+use super::attention::{SLACK, mask, soft_cap};
+use super::exp::{LOG2_E, coarse_exp2, exp2};
 use super::tile_matmul::{
     PairKernel, PairUnit, ROW_TILE, TileKernel, TileSums, TileUnit, TileWords,
 };
@@ -186,7 +187,7 @@ impl TileAttention<'_> {
     fn group<U: TileUnit>(&mut self, unit: U, queries: Range<usize>) {
         let lanes = unit.lanes();
         let (dims, head_dim) = (self.layout.dims(), self.layout.head_dim);
-        self.load_queries(lanes, &queries);
+        self.load_queries(unit, &queries);
         let scratch = &mut *self.scratch;
         scratch.out.clear();
         scratch.out.resize(2 * dims, [[0.0; LANES]; QUERIES]);
@@ -199,7 +200,8 @@ impl TileAttention<'_> {
         let count = queries.len();
         let first = seen[..count].iter().map(|s| s.0).min().unwrap_or(0);
         let end = seen[..count].iter().map(|s| s.1).max().unwrap_or(0);
-        let (mut largest, mut normaliser) = ([f32::NEG_INFINITY; QUERIES], [0.0; QUERIES]);
+        let mut reference = [f32::NEG_INFINITY; QUERIES];
+        let mut normaliser = [[0.0; LANES]; QUERIES];
         for run in first / RUN..end.div_ceil(RUN) {
             let packed = (run - self.first_run) * self.layout.run_tiles();
             let packed = &self.packed[packed..][..self.layout.run_tiles()];
@@ -227,33 +229,40 @@ impl TileAttention<'_> {
                 for (step, scores) in scores.iter_mut().enumerate() {
                     for (half, scores) in scores[tile].iter_mut().enumerate() {
                         let mut score = lanes.load(&scores.0[row]);
+                        let at = 32 * step + LANES * half;
+                        let masked = keys.0 > at || keys.1 < at + LANES;
                         if let Some(cap) = self.soft_cap {
                             score = soft_cap(lanes, score, cap);
                         }
-                        let at = 32 * step + LANES * half;
-                        if keys.0 > at || keys.1 < at + LANES {
+                        if masked {
                             let of_tile = |key: usize| key.clamp(at, at + LANES) - at;
                             score = mask(lanes, score, (of_tile(keys.0), of_tile(keys.1)));
                         }
-                        lanes.store(score, &mut scores.0[row]);
+                        if masked || self.soft_cap.is_some() {
+                            lanes.store(score, &mut scores.0[row]);
+                        }
                         top = lanes.max(top, score);
                     }
                 }
-                let new = largest[r].max(lanes.max_lane(top));
-                let drop = lanes.splat(largest[r] - new);
-                factors[r] = first_lane(lanes, exp2(lanes, drop));
-                largest[r] = new;
-                let reference = lanes.splat(new);
-                let mut sum = lanes.splat(0.0);
-                for (scores, weights) in scores.iter().zip(weights) {
-                    let to = weights.0[row].as_chunks_mut::<LANES>().0;
-                    for (scores, to) in scores[tile].iter().zip(to) {
-                        let p = exp2(lanes, lanes.sub(lanes.load(&scores.0[row]), reference));
-                        sum = lanes.add(sum, p);
-                        lanes.store_bf16(p, to);
-                    }
+                if lanes.any_less(lanes.splat(reference[r] + SLACK), top) {
+                    let new = lanes.max_lane(top);
+                    let factor = exp2(lanes, lanes.splat(reference[r] - new));
+                    reference[r] = new;
+                    factors[r] = first_lane(lanes, factor);
+                    let kept = lanes.mul(lanes.load(&normaliser[r]), factor);
+                    lanes.store(kept, &mut normaliser[r]);
                 }
-                normaliser[r] = normaliser[r] * factors[r] + lanes.sum(sum);
+                let reference = lanes.splat(reference[r]);
+                let mut sum = lanes.load(&normaliser[r]);
+                for (scores, weights) in scores.iter().zip(weights) {
+                    let [first, second] = &scores[tile];
+                    let first = lanes.sub(lanes.load(&first.0[row]), reference);
+                    let second = lanes.sub(lanes.load(&second.0[row]), reference);
+                    let (first, second) = (coarse_exp2(lanes, first), coarse_exp2(lanes, second));
+                    sum = lanes.add(lanes.add(sum, first), second);
+                    unit.store_row(first, second, &mut weights.0[row]);
+                }
+                lanes.store(sum, &mut normaliser[r]);
             }
             let a = [&scratch.weights[0][..steps], &scratch.weights[1][..steps]];
             for (c, values) in values.chunks_exact(2 * STEPS).enumerate() {
@@ -272,7 +281,7 @@ impl TileAttention<'_> {
         }
         for (r, query) in queries.enumerate() {
             let (row, head) = (query / self.heads, query % self.heads);
-            let normaliser = lanes.splat(normaliser[r]);
+            let normaliser = lanes.splat(lanes.sum(lanes.load(&normaliser[r])));
             let to = &mut self.out.row_mut(row)[head * head_dim..][..head_dim];
             for (to, out) in to.chunks_mut(LANES).zip(&scratch.out) {
                 let mut whole = [0.0; LANES];
@@ -284,7 +293,8 @@ impl TileAttention<'_> {
 
     /// Scaled queries into tiles; rows and dimensions that are not there are zero.
     #[inline(always)]
-    fn load_queries<L: Lanes>(&mut self, lanes: L, queries: &Range<usize>) {
+    fn load_queries<U: TileUnit>(&mut self, unit: U, queries: &Range<usize>) {
+        let lanes = unit.lanes();
         let (dims, head_dim) = (self.layout.dims(), self.layout.head_dim);
         let tiles = &mut self.scratch.q;
         tiles.clear();
@@ -295,12 +305,11 @@ impl TileAttention<'_> {
             let q = &self.q.row(row)[head * head_dim..][..head_dim];
             let tiles = &mut tiles[r / ROW_TILE * dims..][..dims];
             for (q, tile) in q.chunks(32).zip(tiles) {
-                let to = tile.0[r % ROW_TILE].as_chunks_mut::<LANES>().0;
-                for (q, to) in q.chunks(LANES).zip(to) {
-                    let mut whole = [0.0; LANES];
-                    whole[..q.len()].copy_from_slice(q);
-                    lanes.store_bf16(lanes.mul(lanes.load(&whole), scale), to);
-                }
+                let mut whole = [[0.0; LANES]; 2];
+                whole.as_flattened_mut()[..q.len()].copy_from_slice(q);
+                let a = lanes.mul(lanes.load(&whole[0]), scale);
+                let b = lanes.mul(lanes.load(&whole[1]), scale);
+                unit.store_row(a, b, &mut tile.0[r % ROW_TILE]);
             }
         }
     }

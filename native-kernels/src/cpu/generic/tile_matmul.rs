@@ -13,9 +13,9 @@
 //! within `2^-6.99 + k 2^-23` of the sum of magnitudes.
 
 use super::elementwise::Activation;
-use super::float_matmul::{Finish, Packed, Widened};
+use super::float_matmul::{Blocks, Finish, Packed};
 use crate::cpu::panel::{FloatElement, PanelBlock};
-use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part, store_part};
+use crate::cpu::vector::{LANES, Lanes, load_part, store_part};
 use crate::tensor::{Rows, RowsMut};
 use half::bf16;
 use std::ops::Range;
@@ -41,14 +41,8 @@ impl TileSums {
     pub const ZERO: Self = Self([[0.0; LANES]; ROW_TILE]);
 }
 
-/// A unit that multiplies tiles, in use by this thread, and the float lanes that go with it.
-pub(crate) trait TileUnit: Copy {
-    /// The float lanes that go with it.
-    type Lanes: Lanes;
-
-    /// The float lanes that go with it.
-    fn lanes(self) -> Self::Lanes;
-
+/// A unit that multiplies tiles, in use by this thread.
+pub(crate) trait TileUnit: PairUnit {
     /// `sums[i][j] = sum over t of a[i][t] · b[j][t]`, where `a` are tiles of activations and `b` of weights, all of one
     /// length, which is not zero. Tiles are added to the sum in order; how a tile is summed is in `emulated_tiles`.
     fn multiply<const A: usize>(
@@ -64,7 +58,7 @@ pub(crate) trait TileKernel {
     fn run<U: TileUnit>(self, unit: U);
 }
 
-/// What writes tiles of weights.
+/// What writes tiles.
 pub(crate) trait PairUnit: Copy {
     /// The float lanes that go with it.
     type Lanes: Lanes;
@@ -75,6 +69,14 @@ pub(crate) trait PairUnit: Copy {
     /// Rounds the lanes of two vectors to `bf16`, side by side: `a[0], b[0], a[1], …`. Numbers below the normal range may
     /// become zero.
     fn store_pairs(
+        self,
+        a: <Self::Lanes as Lanes>::F32,
+        b: <Self::Lanes as Lanes>::F32,
+        to: &mut [bf16; 2 * LANES],
+    );
+
+    /// Rounds the lanes of two vectors to `bf16`, one vector after the other, as [`store_pairs`](Self::store_pairs) does.
+    fn store_row(
         self,
         a: <Self::Lanes as Lanes>::F32,
         b: <Self::Lanes as Lanes>::F32,
@@ -108,21 +110,12 @@ impl<E: FloatElement> TilePanels for Packed<'_, E> {
     }
 }
 
-impl<B: PanelBlock> TilePanels for Widened<'_, B> {
+impl<B: PanelBlock> TilePanels for Blocks<'_, B> {
     #[inline(always)]
     fn write<U: PairUnit>(&self, unit: U, panel: usize, k: usize, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
-        let blocks = k / (32 * B::GROUPS);
-        let blocks = &self.0[panel * blocks..][..blocks];
-        let mut wide = [[0.0; LANES]; 256];
+        let blocks = self.of(panel, k);
         for (block, to) in blocks.iter().zip(to.chunks_exact_mut(B::GROUPS)) {
-            let wide = &mut wide[..32 * B::GROUPS];
-            block.widen(lanes, wide);
-            for (wide, to) in wide.as_chunks::<32>().0.iter().zip(to) {
-                for (pair, to) in wide.as_chunks::<2>().0.iter().zip(&mut to.0) {
-                    unit.store_pairs(lanes.load(&pair[0]), lanes.load(&pair[1]), to);
-                }
-            }
+            block.write_tiles(unit, to);
         }
     }
 }
@@ -300,11 +293,10 @@ pub(crate) struct TileRows<'a> {
     pub to: &'a mut [TileWords],
 }
 
-impl LaneKernel for TileRows<'_> {
-    type Output = ();
-
+impl PairKernel for TileRows<'_> {
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
+    fn run<U: PairUnit>(self, unit: U) {
+        let lanes = unit.lanes();
         for r in 0..ROW_TILE {
             if r >= self.x.rows() {
                 self.to.iter_mut().for_each(|to| to.0[r] = [bf16::ZERO; 32]);
@@ -312,7 +304,6 @@ impl LaneKernel for TileRows<'_> {
             }
             let row = self.x.row(r);
             for (from, to) in row.chunks(32).zip(&mut *self.to) {
-                let to = to.0[r].as_chunks_mut::<LANES>().0;
                 let mut padded = [0.0; 32];
                 let from = match from.as_array::<32>() {
                     Some(from) => from,
@@ -321,9 +312,8 @@ impl LaneKernel for TileRows<'_> {
                         &padded
                     }
                 };
-                for (from, to) in from.as_chunks().0.iter().zip(to) {
-                    lanes.store_bf16(lanes.load(from), to);
-                }
+                let halves: &[[f32; LANES]; 2] = from.as_chunks().0.as_array().expect("two of 16");
+                unit.store_row(lanes.load(&halves[0]), lanes.load(&halves[1]), &mut to.0[r]);
             }
         }
     }

@@ -6,9 +6,14 @@ use crate::memory::Pod;
 
 /// Unsigned integers of 16 outputs x 32 inputs.
 pub(crate) trait Integers: Pod {
+    /// What [`raised`](Self::raised) adds.
+    const RAISE: f32;
+
     fn set(&mut self, lane: usize, q: &[u8]);
     fn get(&self, lane: usize, k: usize) -> u8;
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]);
+    /// Inputs `4 four` to `4 four + 3`, each raised by [`RAISE`](Self::RAISE): what is cheapest to make.
+    fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4];
     /// Dot products of the integers less `ZERO`.
     fn dot<I: Int8, const R: usize, const ZERO: i32>(
         &self,
@@ -62,6 +67,8 @@ unsafe impl Pod for Pairs {}
 unsafe impl Pod for Triples {}
 
 impl Integers for Nibbles {
+    const RAISE: f32 = 16.0;
+
     fn set(&mut self, lane: usize, q: &[u8]) {
         for k in 0..16 {
             self.0[k / 4][4 * lane + k % 4] = q[k] | q[16 + k] << 4;
@@ -89,6 +96,25 @@ impl Integers for Nibbles {
     }
 
     #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
+        let quads = lanes.load_quads(&self.0[four % 4]);
+        match four {
+            0..4 => [
+                lanes.raised_field::<0, 4>(quads),
+                lanes.raised_field::<8, 4>(quads),
+                lanes.raised_field::<16, 4>(quads),
+                lanes.raised_field::<24, 4>(quads),
+            ],
+            _ => [
+                lanes.raised_field::<4, 4>(quads),
+                lanes.raised_field::<12, 4>(quads),
+                lanes.raised_field::<20, 4>(quads),
+                lanes.raised_field::<28, 4>(quads),
+            ],
+        }
+    }
+
+    #[inline(always)]
     fn dot<I: Int8, const R: usize, const ZERO: i32>(
         &self,
         int8: I,
@@ -103,6 +129,8 @@ impl Integers for Nibbles {
 }
 
 impl<const BITS: u32> Integers for Bytes<BITS> {
+    const RAISE: f32 = 256.0;
+
     fn set(&mut self, lane: usize, q: &[u8]) {
         for (k, &q) in q.iter().enumerate() {
             self.0[k / 4][4 * lane + k % 4] = q;
@@ -122,6 +150,17 @@ impl<const BITS: u32> Integers for Bytes<BITS> {
             lanes.store(lanes.field::<16>(quads, 255), &mut to[4 * p + 2]);
             lanes.store(lanes.field::<24>(quads, 255), &mut to[4 * p + 3]);
         }
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
+        let quads = lanes.load_quads(&self.0[four]);
+        [
+            lanes.raised_field::<0, 8>(quads),
+            lanes.raised_field::<8, 8>(quads),
+            lanes.raised_field::<16, 8>(quads),
+            lanes.raised_field::<24, 8>(quads),
+        ]
     }
 
     #[inline(always)]
@@ -162,6 +201,8 @@ impl Unpack<8> for Pairs {
 }
 
 impl Integers for Pairs {
+    const RAISE: f32 = 0.0;
+
     fn set(&mut self, lane: usize, q: &[u8]) {
         self.set_all(lane, |k| q[k]);
     }
@@ -173,12 +214,16 @@ impl Integers for Pairs {
     #[inline(always)]
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]) {
         for p in 0..8 {
-            let place = 1 << (2 * (p / 2));
-            let inputs = masked(lanes, &self.0[p % 2], 3 * place, 1.0 / f32::from(place));
-            for (to, x) in to[4 * p..].iter_mut().zip(inputs) {
+            for (to, x) in to[4 * p..].iter_mut().zip(self.raised(lanes, p)) {
                 lanes.store(x, to);
             }
         }
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
+        let place = 1 << (2 * (four / 2));
+        masked(lanes, &self.0[four % 2], 3 * place, 1.0 / f32::from(place))
     }
 
     #[inline(always)]
@@ -211,6 +256,8 @@ impl Unpack<8> for Triples {
 }
 
 impl Integers for Triples {
+    const RAISE: f32 = 0.0;
+
     fn set(&mut self, lane: usize, q: &[u8]) {
         self.low.set_all(lane, |k| q[k] & 3);
         for j in 0..4 {
@@ -225,14 +272,22 @@ impl Integers for Triples {
 
     #[inline(always)]
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]) {
-        self.low.widen(lanes, to);
         for p in 0..8 {
-            let place = 1 << p;
-            let inputs = masked(lanes, &self.high, place, 4.0 / f32::from(place));
-            for (to, x) in to[4 * p..].iter_mut().zip(inputs) {
-                lanes.store(lanes.add(lanes.load(to), x), to);
+            for (to, x) in to[4 * p..].iter_mut().zip(self.raised(lanes, p)) {
+                lanes.store(x, to);
             }
         }
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
+        let place = 1 << four;
+        let high = masked(lanes, &self.high, place, 4.0 / f32::from(place));
+        let mut sum = self.low.raised(lanes, four);
+        for i in 0..4 {
+            sum[i] = lanes.add(sum[i], high[i]);
+        }
+        sum
     }
 
     #[inline(always)]

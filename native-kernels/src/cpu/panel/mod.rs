@@ -19,6 +19,7 @@ pub(crate) use small_blocks::{Int4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use tables::{Iq4Nl, Iq4Xs, Mxfp4};
 
+use super::generic::tile_matmul::{PairUnit, TileWords};
 use super::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 
@@ -60,6 +61,20 @@ pub(crate) trait PanelBlock: Pod {
 
     /// All weights, `[32 * GROUPS][16]`, each as `Format::dequantize` gives it.
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]]);
+
+    /// All weights as tiles of 32 inputs, `[GROUPS]`, each nearly as [`widen`](Self::widen) gives it, rounded to `bf16`.
+    #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let mut wide = [[0.0; LANES]; 256];
+        let wide = &mut wide[..32 * Self::GROUPS];
+        self.widen(lanes, wide);
+        for (wide, to) in wide.as_chunks::<32>().0.iter().zip(to) {
+            for (pair, to) in wide.as_chunks::<2>().0.iter().zip(&mut to.0) {
+                unit.store_pairs(lanes.load(&pair[0]), lanes.load(&pair[1]), to);
+            }
+        }
+    }
 
     /// Adds, for each of `R` rows, the products of the weights with `x` (`GROUPS` blocks of each row).
     ///

@@ -1,6 +1,8 @@
 //! What becomes of integers: weights by a scale and a zero or a minimum, and dot products by the scales of both sides.
 
+use super::integers::Integers;
 use super::{F32Of, QuantBlock};
+use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
 use crate::cpu::vector::{I32Of, Int8, LANES, Lanes};
 
 /// `w = scale * (w - zero)`.
@@ -23,6 +25,33 @@ pub(super) fn range<L: Lanes>(lanes: L, scale: L::F32, min: L::F32, weights: &mu
     for w in weights {
         let scaled = lanes.mul(scale, lanes.load(w));
         lanes.store(lanes.add(scaled, min), w);
+    }
+}
+
+/// Writes `scale * q + min` to a tile, for each half of the inputs by factors of its own.
+///
+/// **Error**: the minimum is joined with what the integers are raised by, so a weight is within `2^-15 |scale|` of the
+/// exact one before it is rounded to eight bits.
+#[inline(always)]
+pub(super) fn write_tile<Q: Integers, U: PairUnit>(
+    unit: U,
+    q: &Q,
+    halves: [[<U::Lanes as Lanes>::F32; 2]; 2],
+    to: &mut TileWords,
+) {
+    let lanes = unit.lanes();
+    let raise = lanes.splat(-Q::RAISE);
+    for (half, [scale, min]) in halves.into_iter().enumerate() {
+        let min = lanes.fma(scale, raise, min);
+        for four in 0..4 {
+            let mut w = q.raised(lanes, 4 * half + four);
+            for w in &mut w {
+                *w = lanes.fma(scale, *w, min);
+            }
+            let row = 8 * half + 2 * four;
+            unit.store_pairs(w[0], w[1], &mut to.0[row]);
+            unit.store_pairs(w[2], w[3], &mut to.0[row + 1]);
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Panels of the formats with blocks of 32.
 
 use super::integers::{Bytes, Integers, Nibbles};
-use super::scaling::{accumulate, accumulate_ranged, centre, range};
+use super::scaling::{accumulate, accumulate_ranged, centre, range, write_tile};
 use super::{F32Of, PanelBlock, QuantBlock};
+use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::Block;
@@ -86,6 +87,14 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
     }
 
     #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let scale = lanes.load_f16(&self.scale);
+        let min = lanes.mul(scale, lanes.splat(-ZERO as f32));
+        write_tile(unit, &self.q, [[scale, min]; 2], &mut to[0]);
+    }
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -122,6 +131,13 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
         self.q.widen(lanes, to);
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         range(lanes, scale, min, to);
+    }
+
+    #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
+        write_tile(unit, &self.q, [[scale, min]; 2], &mut to[0]);
     }
 
     #[inline(always)]
@@ -162,6 +178,14 @@ impl PanelBlock for Int4 {
         self.q.widen(lanes, to);
         let (scale, zero) = (lanes.load_f16(&self.scale), lanes.load_u8(&self.zero));
         centre(lanes, scale, zero, to);
+    }
+
+    #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let (scale, zero) = (lanes.load_f16(&self.scale), lanes.load_u8(&self.zero));
+        let min = lanes.mul(scale, lanes.sub(lanes.splat(0.0), zero));
+        write_tile(unit, &self.q, [[scale, min]; 2], &mut to[0]);
     }
 
     #[inline(always)]

@@ -1,8 +1,9 @@
 //! Panels of the formats with super-blocks of 256.
 
 use super::integers::{Bytes, Halves, Integers, Nibbles, Pairs, Triples};
-use super::scaling::{accumulate, accumulate_ranged, centre, range};
+use super::scaling::{accumulate, accumulate_ranged, centre, range, write_tile};
 use super::{F32Of, PanelBlock, QuantBlock};
+use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::{SuperBlock, SuperBlock2, SuperBlock16};
@@ -69,6 +70,17 @@ impl<Q: Integers> PanelBlock for Super<Q> {
             let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
             let min = lanes.mul(min, lanes.load_u8(&group.mins));
             range(lanes, scale, min, to);
+        }
+    }
+
+    #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
+        for (group, to) in self.groups.iter().zip(to) {
+            let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
+            let min = lanes.mul(min, lanes.load_u8(&group.mins));
+            write_tile(unit, &group.q, [[scale, min]; 2], to);
         }
     }
 
@@ -151,6 +163,22 @@ impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
                 let scale = lanes.mul(scale, lanes.load_i8(scales));
                 centre(lanes, scale, zero, to);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let scale = lanes.load_f16(&self.scale);
+        let zero = lanes.splat(-ZERO as f32);
+        for (group, to) in self.groups.iter().zip(to) {
+            let first = lanes.mul(scale, lanes.load_i8(&group.scales[0]));
+            let second = lanes.mul(scale, lanes.load_i8(&group.scales[1]));
+            let halves = [
+                [first, lanes.mul(first, zero)],
+                [second, lanes.mul(second, zero)],
+            ];
+            write_tile(unit, &group.q, halves, to);
         }
     }
 
@@ -252,6 +280,18 @@ impl PanelBlock for Q2K {
             for ([scale, min], to) in factors.into_iter().zip(to.as_chunks_mut::<16>().0) {
                 range(lanes, scale, min, to);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
+        let lanes = unit.lanes();
+        let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
+        let tiles = self.q.as_chunks::<2>().0.iter().zip(to.chunks_exact_mut(2));
+        for (row, (q, to)) in self.factors.iter().zip(tiles) {
+            let [a, b, c, d] = factors(lanes, row, scale, min);
+            write_tile(unit, &q[0], [a, b], &mut to[0]);
+            write_tile(unit, &q[1], [c, d], &mut to[1]);
         }
     }
 
