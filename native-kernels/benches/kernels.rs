@@ -48,6 +48,7 @@ fn main() {
     matmul(&options, &workers);
     decode_step(&options, &workers);
     attention(&options, &workers);
+    logits(&options);
 }
 
 /// Median and spread of a few hundred milliseconds of runs: printed with the rates, in bytes and operations of a run.
@@ -93,6 +94,60 @@ fn copy(options: &Options) {
     report(options, name, (2 * size, 0), || {
         black_box(&mut to).copy_from_slice(black_box(&from))
     });
+}
+
+/// What a sampler asks of a row of logits, on one thread, beside the plain loops that give the same.
+fn logits(options: &Options) {
+    let vocabularies: &[usize] = match options.measure {
+        true => &[49_152, 262_144],
+        false => &[100],
+    };
+    for &n in vocabularies {
+        let x: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin() * 12.0).collect();
+        let ask = |name: &str, run: &dyn Fn() -> f64| {
+            let name = format!("{name} of {n} logits");
+            if name.contains(&options.filter) {
+                report(options, &name, (4 * n, n), || {
+                    black_box(run());
+                });
+            }
+        };
+        ask("plain largest", &|| {
+            let mut best = (0, f32::NEG_INFINITY);
+            let mut broken = false;
+            for (id, &x) in black_box(&x).iter().enumerate() {
+                broken |= x.is_nan();
+                if x > best.1 {
+                    best = (id, x);
+                }
+            }
+            if broken { 0.0 } else { best.0 as f64 }
+        });
+        ask("plain sum of exponentials", &|| {
+            let sum = |x: &[f32]| x.iter().map(|x| f64::from((x - 12.0).exp())).sum();
+            sum(black_box(&x))
+        });
+        ask("plain sort", &|| {
+            let mut all: Vec<(u32, f32)> = (0..).zip(black_box(&x).iter().copied()).collect();
+            all.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            f64::from(all[0].1)
+        });
+        for kernel in catalog().iter().filter(|kernel| kernel.op == "elementwise") {
+            let Some(set) = bound(kernel) else { continue };
+            let id = &kernel.id;
+            let all = f32::NEG_INFINITY..f32::INFINITY;
+            ask(&format!("{id} largest"), &|| {
+                set.largest(black_box(&x)).map_or(0.0, |l| l.index as f64)
+            });
+            ask(&format!("{id} sum of exponentials"), &|| {
+                set.sum_exp(black_box(&x), (12.0, 1.0), all.clone())
+            });
+            // About one in a hundred.
+            ask(&format!("{id} find the largest hundredth"), &|| {
+                set.find_within(black_box(&x), 11.995..f32::INFINITY).len() as f64
+            });
+        }
+    }
 }
 
 /// For many rows only?

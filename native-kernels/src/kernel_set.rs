@@ -2,9 +2,11 @@
 
 use crate::Format;
 use crate::bind::{BindError, Bound, Selection};
+use crate::cpu::generic::logits::{FindLargest, FindWithin, Largest, SumExp};
 use crate::matrix::{Matrix, PackError};
 use crate::memory::Arena;
 use crate::workers::Workers;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Kernels bound to a plan: immutable, and used from any thread. [`crate::Program::run`] runs them.
@@ -43,6 +45,37 @@ impl KernelSet {
         // A panic while the arena was locked leaves it with memory that nobody uses.
         let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
         Matrix::pack(workers, &mut arena, format, (rows, cols), bytes)
+    }
+
+    /// The largest of `x`, of equals the first. `None` if there is none, or something is not a number.
+    pub fn largest(&self, x: &[f32]) -> Option<Largest> {
+        self.bound.elementwise.run(FindLargest { x })
+    }
+
+    /// The sum of `e^((x - origin) * rate)` over the numbers of `x` within `values`: from the first, up to but not
+    /// including the last. The same bits on every instruction set.
+    ///
+    /// **Error**: relatively within 1.4e-6, and 1.8e-7 more for every unit of the exponents that make the sum.
+    pub fn sum_exp(&self, x: &[f32], (origin, rate): (f32, f32), values: Range<f32>) -> f64 {
+        self.bound.elementwise.run(SumExp {
+            x,
+            origin,
+            rate,
+            from: values.start,
+            to: values.end,
+        })
+    }
+
+    /// Positions of the numbers of `x` within `values`, ascending: from the first, up to but not including the last.
+    /// Minus infinity is in no range.
+    pub fn find_within(&self, x: &[f32], values: Range<f32>) -> Vec<u32> {
+        let mut found = Vec::new();
+        self.bound.elementwise.run(FindWithin {
+            x,
+            values,
+            found: &mut found,
+        });
+        found
     }
 
     pub(crate) fn bound(&self) -> &Bound {

@@ -26,6 +26,7 @@ pub mod reference;
 
 pub use bind::{BindError, MANY_ROWS, Selection};
 pub use catalog::catalog;
+pub use cpu::generic::logits::Largest;
 pub use format::Format;
 pub use kernel_set::KernelSet;
 pub use kv_cache::{KvCache, KvCacheError, KvDtype, KvLayout};

@@ -8,7 +8,7 @@
 mod engine_args;
 mod sampling_args;
 
-pub use engine_args::{EngineArgs, PlatformArgs};
+pub use engine_args::{EngineArgs, PlatformArgs, Speculation};
 pub use sampling_args::SamplingArgs;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

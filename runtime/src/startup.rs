@@ -1,7 +1,7 @@
 //! The composition root: facts, platforms, plan, kernels, model, engine, in this order.
 
 use crate::catalogue;
-use crate::cli::{EngineArgs, PlatformArgs};
+use crate::cli::{EngineArgs, PlatformArgs, Speculation};
 use crate::error::{Failure, Result};
 use crate::platforms;
 use crate::progress::Progress;
@@ -172,6 +172,7 @@ pub fn wishes(args: &EngineArgs) -> Wishes {
         args.memory_utilization => memory_utilization, "memory-utilization";
         args.attention_kernel => attention_backend, "attention-backend";
         args.tensor_parallel => tensor_parallel, "tensor-parallel";
+        args.speculate.map(Speculation::spec_tokens) => spec_tokens, "spec-tokens";
         args.no_prefix_caching.then_some(false) => prefix_caching, "prefix-caching";
         args.no_chunked_prefill.then_some(false) => chunked_prefill, "chunked-prefill";
     }
@@ -249,5 +250,6 @@ fn options(plan: &Plan) -> Result<EngineOptions> {
             .min(config.max_num_seqs as usize * config.max_model_len as usize),
         chunked_prefill: config.chunked_prefill,
         prefix_caching: config.prefix_caching,
+        max_draft: config.spec_tokens as usize,
     })
 }

@@ -61,6 +61,15 @@ impl Platform for Cpu {
         })
     }
 
+    fn default_config(_: &Facts, _: &ModelFacts, config: &EngineConfig) -> Vec<Patch> {
+        // With the token that is drawn anyway, as many rows as products take together.
+        let reason =
+            "guessed from a text's own repetitions: eight rows share one pass over the weights";
+        let drafts = patch("spec-tokens", Value::Unsigned(7), reason);
+        let open = !set_by_user(config, "spec-tokens");
+        open.then_some(drafts).into_iter().collect()
+    }
+
     fn check_config(facts: &Facts, _: &ModelFacts, config: &EngineConfig) -> CheckResult {
         let mut diagnostics = Vec::new();
         let parallel = config.tensor_parallel * config.pipeline_parallel;

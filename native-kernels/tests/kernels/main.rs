@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod linear;
+mod logits;
 mod matmul;
 mod steps;
 mod support;

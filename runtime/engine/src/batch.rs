@@ -2,7 +2,7 @@
 
 use crate::kv_cache::BlockId;
 use crate::request::TokenId;
-use crate::scheduler::Shares;
+use crate::scheduler::Share;
 use crate::sequence::Sequence;
 use plinth_kernels::Sequence as Rows;
 use std::ops::Range;
@@ -41,8 +41,11 @@ pub(crate) struct Wanted {
 /// What logits are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Drawing the next token.
-    Draw,
+    /// Drawing the next token, if the sequence came this far.
+    Draw {
+        /// The token that the sequence's next row was computed for; it counts only if this one is drawn.
+        draft: Option<TokenId>,
+    },
     /// The log probability of a prompt token.
     Score {
         /// Where it stands.
@@ -54,27 +57,26 @@ pub(crate) enum Purpose {
 
 impl Batch {
     /// The step that `shares` describes.
-    pub fn new(running: &[Sequence], shares: &Shares) -> Self {
-        let rows = shares.iter().sum();
+    pub fn new(running: &[Sequence], shares: &[Share]) -> Self {
+        let rows = shares.iter().map(Share::rows).sum();
         let mut batch = Self {
             tokens: Vec::with_capacity(rows),
             spans: Vec::with_capacity(shares.len()),
             tables: Vec::new(),
             wanted: Vec::new(),
         };
-        for (n, (sequence, &share)) in running.iter().zip(shares).enumerate() {
-            if share > 0 {
+        for (n, (sequence, share)) in running.iter().zip(shares).enumerate() {
+            if share.rows() > 0 {
                 batch.push(n, sequence, share);
             }
         }
         batch
     }
 
-    fn push(&mut self, n: usize, sequence: &Sequence, share: usize) {
+    fn push(&mut self, n: usize, sequence: &Sequence, share: &Share) {
         let query_start = self.tokens.len();
-        let context_len = sequence.computed + share;
         let blocks = sequence.table.blocks();
-        for position in sequence.computed..context_len {
+        for position in sequence.computed..sequence.computed + share.known {
             let row = self.tokens.len();
             self.tokens.push(sequence.tokens[position]);
             let next = position + 1;
@@ -92,17 +94,29 @@ impl Batch {
                 self.wanted.push(Wanted {
                     row,
                     sequence: n,
-                    purpose: Purpose::Draw,
+                    purpose: Purpose::Draw {
+                        draft: share.draft.tokens.first().copied(),
+                    },
                 });
             }
+        }
+        for (k, &token) in share.draft.tokens.iter().enumerate() {
+            self.wanted.push(Wanted {
+                row: self.tokens.len(),
+                sequence: n,
+                purpose: Purpose::Draw {
+                    draft: share.draft.tokens.get(k + 1).copied(),
+                },
+            });
+            self.tokens.push(token);
         }
         let begin = self.tables.len();
         self.tables.extend_from_slice(blocks);
         let table = begin..self.tables.len();
         self.spans.push(Span {
             query_start,
-            query_len: share,
-            context_len,
+            query_len: share.rows(),
+            context_len: sequence.computed + share.rows(),
             table,
         });
     }

@@ -2,12 +2,12 @@
 
 use crate::batch::{Batch, Purpose, Wanted};
 use crate::kv_cache::{BlockCounts, KvBlocks};
-use crate::model::Model;
+use crate::model::{Model, Units};
 use crate::request::{Event, FinishReason, Request, RequestError, RequestId};
 use crate::sampler::{Drawn, log_sum_exp};
 use crate::scheduler::Scheduler;
-use crate::sequence::Sequence;
-use plinth_kernels::{KvCache, KvCacheError, KvDtype, KvLayout, Workers};
+use crate::sequence::{Appended, Sequence};
+use plinth_kernels::{KernelSet, KvCache, KvCacheError, KvDtype, KvLayout};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Sizes, as the plan has them.
@@ -29,6 +29,9 @@ pub struct EngineOptions {
     pub chunked_prefill: bool,
     /// Full blocks are kept and shared between requests with the same beginning.
     pub prefix_caching: bool,
+    /// Most tokens that are drafted ahead for a sequence; 0: none. A step with drafts has fewer rows than
+    /// [`plinth_kernels::MANY_ROWS`], whatever is allowed here.
+    pub max_draft: usize,
 }
 
 /// Why an engine could not be made.
@@ -75,6 +78,10 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Times that a request gave its blocks away.
     pub preemptions: u64,
+    /// Tokens computed ahead so far, on the guess that they would be drawn.
+    pub drafted_tokens: u64,
+    /// Of those, drawn and generated.
+    pub accepted_tokens: u64,
 }
 
 /// Runs requests on a model.
@@ -88,6 +95,8 @@ pub struct Engine {
     steps: u64,
     computed_tokens: u64,
     generated_tokens: u64,
+    drafted_tokens: u64,
+    accepted_tokens: u64,
 }
 
 impl Engine {
@@ -120,6 +129,8 @@ impl Engine {
             steps: 0,
             computed_tokens: 0,
             generated_tokens: 0,
+            drafted_tokens: 0,
+            accepted_tokens: 0,
         })
     }
 
@@ -209,55 +220,63 @@ impl Engine {
     pub fn step(&mut self) -> Vec<Output> {
         let shares = self.scheduler.schedule(&mut self.blocks);
         let batch = Batch::new(&self.scheduler.running, &shares);
-        let mut drawn = Vec::new();
+        let mut draws = Draws {
+            max_model_len: self.options.max_model_len,
+            appended: Vec::new(),
+            accepted: vec![0; shares.len()],
+            ended: vec![false; shares.len()],
+        };
         if !batch.tokens.is_empty() {
             self.steps += 1;
             self.computed_tokens += batch.tokens.len() as u64;
             let running = &mut self.scheduler.running;
             let vocab_size = self.model.config().vocab_size;
             self.model
-                .forward(&batch, &mut self.cache, &mut |wanted, logits, workers| {
-                    score(wanted, logits, vocab_size, running, workers);
+                .forward(&batch, &mut self.cache, &mut |wanted, logits, units| {
+                    score(wanted, logits, vocab_size, running, units);
                     for (wanted, logits) in wanted.iter().zip(logits.chunks_exact_mut(vocab_size)) {
-                        if wanted.purpose == Purpose::Draw {
-                            drawn.push((
-                                wanted.sequence,
-                                running[wanted.sequence].sampler.draw(logits),
-                            ));
-                        }
+                        draws.row(wanted, logits, (running, units.kernels));
                     }
                 });
         }
-        for (sequence, &share) in self.scheduler.running.iter_mut().zip(&shares) {
-            sequence.computed += share;
+        let served = self.scheduler.running.iter_mut().zip(&shares);
+        for ((sequence, share), &accepted) in served.zip(&draws.accepted) {
+            // Cells of rows that do not count are written again by the rows that take their place.
+            sequence.computed += share.known + accepted;
             self.blocks
                 .offer(&mut sequence.table, &sequence.tokens[..sequence.computed]);
+            if !share.draft.tokens.is_empty() {
+                self.blocks.trim(&mut sequence.table, sequence.computed);
+                sequence.tried(&share.draft, accepted);
+                self.drafted_tokens += share.draft.tokens.len() as u64;
+                self.accepted_tokens += accepted as u64;
+            }
         }
-        let outputs = self.commit(drawn);
+        let outputs = self.commit(draws.appended);
         #[cfg(debug_assertions)]
         self.check_integrity();
         outputs
     }
 
-    /// Appends what was drawn, and takes out what is finished.
-    fn commit(&mut self, drawn: Vec<(usize, Option<Drawn>)>) -> Vec<Output> {
+    /// Says what was appended, and takes out what is finished.
+    fn commit(&mut self, appended: Vec<(usize, Option<Appended>)>) -> Vec<Output> {
         let mut outputs = Vec::new();
         let mut finished = Vec::new();
-        for (n, drawn) in drawn {
+        for (n, appended) in appended {
             let sequence = &mut self.scheduler.running[n];
             let request = sequence.id;
             let mut say = |event| outputs.push(Output { request, event });
             if let Some(logprobs) = sequence.prompt_logprobs.take() {
                 say(Event::PromptLogprobs(logprobs));
             }
-            let end = match drawn {
+            let end = match appended {
                 None => {
                     let message = "the model's logits are not numbers: its weights are broken";
                     Some(FinishReason::Error(message.to_owned()))
                 }
-                Some(Drawn { id, logprob }) => {
+                Some(Appended { drawn, end }) => {
+                    let Drawn { id, logprob } = drawn;
                     self.generated_tokens += 1;
-                    let end = sequence.append(id, self.options.max_model_len);
                     say(Event::Token { id, logprob });
                     end
                 }
@@ -286,6 +305,8 @@ impl Engine {
             computed_tokens: self.computed_tokens,
             generated_tokens: self.generated_tokens,
             preemptions: self.scheduler.preemptions,
+            drafted_tokens: self.drafted_tokens,
+            accepted_tokens: self.accepted_tokens,
         }
     }
 
@@ -332,22 +353,60 @@ impl EngineOptions {
     }
 }
 
+/// What is drawn in a step, row after row: a row behind a draft counts only if the draft's token was drawn before it.
+struct Draws {
+    max_model_len: usize,
+    /// Position in `Scheduler::running`, and what was appended there; `None` for logits that are not numbers.
+    appended: Vec<(usize, Option<Appended>)>,
+    /// For each running sequence, rows behind its own tokens that count.
+    accepted: Vec<usize>,
+    /// For each running sequence: its further rows do not count.
+    ended: Vec<bool>,
+}
+
+impl Draws {
+    fn row(
+        &mut self,
+        wanted: &Wanted,
+        logits: &mut [f32],
+        (running, kernels): (&mut [Sequence], &KernelSet),
+    ) {
+        let n = wanted.sequence;
+        let Purpose::Draw { draft } = wanted.purpose else {
+            return;
+        };
+        if self.ended[n] {
+            return;
+        }
+        let appended = running[n].draw(kernels, logits, self.max_model_len);
+        let goes_on = appended.as_ref().filter(|appended| appended.end.is_none());
+        match goes_on.is_some_and(|appended| Some(appended.drawn.id) == draft) {
+            true => self.accepted[n] += 1,
+            false => self.ended[n] = true,
+        }
+        self.appended.push((n, appended));
+    }
+}
+
 /// Writes down the log probabilities of prompt tokens, which needs one pass over each row of logits.
 fn score(
     wanted: &[Wanted],
     logits: &[f32],
     vocab_size: usize,
     running: &mut [Sequence],
-    workers: &Workers,
+    units: &Units<'_>,
 ) {
-    if wanted.iter().all(|wanted| wanted.purpose == Purpose::Draw) {
+    if wanted
+        .iter()
+        .all(|w| matches!(w.purpose, Purpose::Draw { .. }))
+    {
         return;
     }
     let scores: Vec<_> = wanted.iter().map(|_| AtomicU32::new(0)).collect();
-    workers.run(wanted.len(), &|n, _| {
+    units.workers.run(wanted.len(), &|n, _| {
         if let Purpose::Score { token, .. } = wanted[n].purpose {
             let row = &logits[n * vocab_size..(n + 1) * vocab_size];
-            let score = (f64::from(row[token as usize]) - log_sum_exp(row)) as f32;
+            let score = (f64::from(row[token as usize]) - log_sum_exp(units.kernels, row)) as f32;
             scores[n].store(score.to_bits(), Ordering::Relaxed);
         }
     });

@@ -99,6 +99,21 @@ impl KvBlocks {
         true
     }
 
+    /// Tokens that the blocks of `table` have room for.
+    pub fn room(&self, table: &BlockTable) -> usize {
+        table.blocks.len() * self.block_size
+    }
+
+    /// Takes back the blocks that `tokens` tokens do not need. They hold nothing that was offered.
+    pub fn trim(&mut self, table: &mut BlockTable, tokens: usize) {
+        let needed = tokens.div_ceil(self.block_size);
+        debug_assert!(table.offered <= needed, "offered blocks are full");
+        while table.blocks.len() > needed {
+            let block = table.blocks.pop().expect("there are more than needed");
+            self.pool.release(block, false);
+        }
+    }
+
     /// Offers blocks that became full to the prefix cache. `tokens` are those whose keys and values were computed.
     pub fn offer(&mut self, table: &mut BlockTable, tokens: &[TokenId]) {
         let Some(prefixes) = &mut self.prefixes else {

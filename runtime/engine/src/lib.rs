@@ -13,6 +13,7 @@ mod request;
 mod batch;
 mod scheduler;
 mod sequence;
+mod speculation;
 
 mod kv_cache;
 

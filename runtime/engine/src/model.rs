@@ -37,8 +37,14 @@ pub enum ModelError {
 }
 
 /// Called for each chunk of rows whose logits are wanted: the rows, `[rows, vocabulary]` logits that may be changed, and
-/// the workers, which are idle.
-pub(crate) type OnLogits<'a> = dyn FnMut(&[Wanted], &mut [f32], &Workers) + 'a;
+/// what to work on them with.
+pub(crate) type OnLogits<'a> = dyn FnMut(&[Wanted], &mut [f32], &Units<'_>) + 'a;
+
+/// What computes, idle between two phases.
+pub(crate) struct Units<'a> {
+    pub kernels: &'a KernelSet,
+    pub workers: &'a Workers,
+}
 
 impl Model {
     /// Reads and packs every weight, telling `progress` the bytes read so far and in all.
@@ -108,7 +114,11 @@ impl Model {
             &mut |program, range| {
                 let wanted = &batch.wanted[range];
                 let rows = program.write(*logits, wanted.len());
-                on_logits(wanted, rows, &self.workers);
+                let units = Units {
+                    kernels: &self.kernels,
+                    workers: &self.workers,
+                };
+                on_logits(wanted, rows, &units);
             },
         );
     }

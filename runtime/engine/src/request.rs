@@ -325,6 +325,10 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Times that it had to give its KV blocks away.
     pub preemptions: usize,
+    /// Tokens that were computed ahead on the guess that they would be drawn.
+    pub drafted_tokens: usize,
+    /// Of those, drawn and generated.
+    pub accepted_tokens: usize,
 }
 
 #[cfg(test)]

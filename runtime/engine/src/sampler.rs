@@ -7,6 +7,7 @@ mod random;
 
 use crate::request::{SamplingParams, TokenId, TokenLogprob};
 use penalties::Penalties;
+use plinth_kernels::KernelSet;
 use random::Random;
 
 pub(crate) use logprobs::log_sum_exp;
@@ -49,14 +50,14 @@ impl Sampler {
     }
 
     /// Draws from `logits`, which are changed on the way. `None` if they hold no number to draw by.
-    pub fn draw(&mut self, logits: &mut [f32]) -> Option<Drawn> {
-        let report = self
-            .params
-            .logprobs
-            .map(|n| logprobs::Report::new(logits, n as usize));
+    pub fn draw(&mut self, kernels: &KernelSet, logits: &mut [f32]) -> Option<Drawn> {
+        let report = match self.params.logprobs {
+            Some(n) => Some(logprobs::Report::new(kernels, logits, n as usize)?),
+            None => None,
+        };
         let raw = report.as_ref().map(|_| logits.to_vec());
         self.adjust(logits);
-        let id = self.choose(logits)?;
+        let id = self.choose(kernels, logits)?;
         let logprob = report
             .zip(raw)
             .map(|(report, raw)| report.of(raw[id as usize]));
@@ -76,13 +77,13 @@ impl Sampler {
         }
     }
 
-    fn choose(&mut self, logits: &mut [f32]) -> Option<TokenId> {
-        let (likeliest, max) = candidates::argmax(logits)?;
+    fn choose(&mut self, kernels: &KernelSet, logits: &[f32]) -> Option<TokenId> {
+        let (likeliest, max) = candidates::argmax(kernels, logits)?;
         if self.params.temperature == 0.0 {
             return Some(likeliest);
         }
-        let candidates = candidates::filter(logits, max, &self.params);
-        Some(candidates.draw(self.random.uniform()))
+        let u = self.random.uniform();
+        Some(candidates::draw(kernels, (logits, max), &self.params, u))
     }
 }
 

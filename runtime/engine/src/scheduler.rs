@@ -2,12 +2,14 @@
 //!
 //! First come, first served: running sequences in the order of their arrival, then waiting ones. A step carries decodes
 //! and chunks of prompts together. Where blocks run out, the sequence that arrived last gives its own back and computes
-//! them again later; the one that arrived first can therefore always go on, and nobody starves.
+//! them again later; the one that arrived first can therefore always go on, and nobody starves. Drafts get what is left
+//! when everybody has been served: they take no row and no block that somebody waits for.
 
 use crate::engine::EngineOptions;
 use crate::kv_cache::KvBlocks;
 use crate::request::RequestId;
 use crate::sequence::Sequence;
+use crate::speculation::{Draft, MOST_ROWS, allot};
 use std::collections::VecDeque;
 
 /// All requests that are not finished.
@@ -20,9 +22,31 @@ pub(crate) struct Scheduler {
     pub preemptions: u64,
 }
 
-/// How many tokens each running sequence computes, from its `computed` on; parallel to `Scheduler::running`, 0 for those
-/// that pause.
-pub(crate) type Shares = Vec<usize>;
+/// What a running sequence computes in a step; nothing, if it pauses.
+#[derive(Debug, Default)]
+pub(crate) struct Share {
+    /// Tokens of its own, from its `computed` on.
+    pub known: usize,
+    /// Tokens that may follow them.
+    pub draft: Draft,
+}
+
+impl Share {
+    fn of(known: usize) -> Self {
+        Self {
+            known,
+            draft: Draft::default(),
+        }
+    }
+
+    /// Tokens in all.
+    pub fn rows(&self) -> usize {
+        self.known + self.draft.tokens.len()
+    }
+}
+
+/// Parallel to `Scheduler::running`.
+pub(crate) type Shares = Vec<Share>;
 
 impl Scheduler {
     pub fn new(options: EngineOptions) -> Self {
@@ -42,6 +66,7 @@ impl Scheduler {
         if !preempted {
             self.admit(blocks, &mut budget, &mut shares);
         }
+        self.add_drafts(blocks, budget, &mut shares);
         shares
     }
 
@@ -54,7 +79,7 @@ impl Scheduler {
             let share = self.options.share(sequence.remaining(), *budget);
             if share == 0 || blocks.reserve(&mut sequence.table, sequence.computed + share) {
                 *budget -= share;
-                shares.push(share);
+                shares.push(Share::of(share));
                 continue;
             }
             // The last in order of arrival may be the one that asked.
@@ -99,8 +124,49 @@ impl Scheduler {
             }
             sequence.cached_tokens.get_or_insert(cached);
             *budget -= share;
-            shares.push(share);
+            shares.push(Share::of(share));
             self.running.extend(self.waiting.pop_front());
+        }
+    }
+
+    /// Adds what sequences may write next, where a larger step pays.
+    fn add_drafts(&mut self, blocks: &mut KvBlocks, budget: usize, shares: &mut Shares) {
+        let EngineOptions {
+            max_draft,
+            max_model_len,
+            ..
+        } = self.options;
+        let rows = shares.iter().map(Share::rows).sum();
+        let room = budget.min(MOST_ROWS.saturating_sub(rows));
+        if max_draft == 0 || room == 0 {
+            return;
+        }
+        let mut drafts = Vec::new();
+        for (n, sequence) in self.running.iter_mut().enumerate() {
+            if shares[n].known > 0
+                && let Some(draft) = sequence.propose(max_draft.min(room), max_model_len)
+            {
+                drafts.push((n, draft));
+            }
+        }
+        let chances: Vec<_> = drafts
+            .iter()
+            .map(|(n, draft)| (self.running[*n].drafter.rate(draft), draft.tokens.len()))
+            .collect();
+        for ((n, mut draft), count) in drafts.into_iter().zip(allot(rows, room, &chances)) {
+            let sequence = &mut self.running[n];
+            if count == 0 {
+                sequence.drafter.passed(&draft);
+                continue;
+            }
+            let tokens = sequence.tokens.len();
+            let count = match blocks.reserve(&mut sequence.table, tokens + count) {
+                true => count,
+                // What fits into the blocks that it has.
+                false => count.min(blocks.room(&sequence.table) - tokens),
+            };
+            draft.tokens.truncate(count);
+            shares[n].draft = draft;
         }
     }
 

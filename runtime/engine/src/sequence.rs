@@ -3,7 +3,9 @@
 
 use crate::kv_cache::BlockTable;
 use crate::request::{FinishReason, Request, RequestId, StopCondition, TokenId, Usage};
-use crate::sampler::Sampler;
+use crate::sampler::{Drawn, Sampler};
+use crate::speculation::{Draft, Drafter};
+use plinth_kernels::KernelSet;
 
 /// One request.
 pub(crate) struct Sequence {
@@ -22,6 +24,16 @@ pub(crate) struct Sequence {
     /// Looked for a cached prefix when first scheduled, and found this many tokens.
     pub cached_tokens: Option<usize>,
     pub preemptions: usize,
+    pub drafter: Drafter,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
+}
+
+/// A token that was drawn and appended.
+pub(crate) struct Appended {
+    pub drawn: Drawn,
+    /// Why the answer ends with it, if it does.
+    pub end: Option<FinishReason>,
 }
 
 impl Sequence {
@@ -38,6 +50,9 @@ impl Sequence {
             prompt_logprobs: request.prompt_logprobs.then(|| vec![None; prompt_len]),
             cached_tokens: None,
             preemptions: 0,
+            drafter: Drafter::default(),
+            drafted_tokens: 0,
+            accepted_tokens: 0,
         }
     }
 
@@ -51,8 +66,39 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Tokens that may follow, up to `most` and no more than the answer and the context have room for behind the token
+    /// that is drawn without them. None before the last token of the prompt is to be computed.
+    pub fn propose(&mut self, most: usize, max_model_len: usize) -> Option<Draft> {
+        if self.remaining() != 1 {
+            return None;
+        }
+        let answer = (self.sampler.params().max_tokens as usize).saturating_sub(self.generated());
+        let context = max_model_len.saturating_sub(self.tokens.len());
+        let most = most.min(answer.min(context).saturating_sub(1));
+        self.drafter.propose(&self.tokens, most)
+    }
+
+    /// The first `accepted` tokens of a draft were drawn.
+    pub fn tried(&mut self, draft: &Draft, accepted: usize) {
+        self.drafter.tried(draft, accepted);
+        self.drafted_tokens += draft.tokens.len();
+        self.accepted_tokens += accepted;
+    }
+
+    /// Draws the next token from its logits and appends it. `None` if they hold no number to draw by.
+    pub fn draw(
+        &mut self,
+        kernels: &KernelSet,
+        logits: &mut [f32],
+        max_model_len: usize,
+    ) -> Option<Appended> {
+        let drawn = self.sampler.draw(kernels, logits)?;
+        let end = self.append(drawn.id, max_model_len);
+        Some(Appended { drawn, end })
+    }
+
     /// Appends a drawn token, and says whether the answer ends with it.
-    pub fn append(&mut self, token: TokenId, max_model_len: usize) -> Option<FinishReason> {
+    fn append(&mut self, token: TokenId, max_model_len: usize) -> Option<FinishReason> {
         self.tokens.push(token);
         self.sampler.observe(token);
         let stopped = self.stop.as_mut().is_some_and(|stop| stop.push(token));
@@ -75,6 +121,8 @@ impl Sequence {
             cached_tokens: self.cached_tokens.unwrap_or(0),
             completion_tokens: self.generated(),
             preemptions: self.preemptions,
+            drafted_tokens: self.drafted_tokens,
+            accepted_tokens: self.accepted_tokens,
         }
     }
 }

@@ -25,7 +25,7 @@ pub struct Decision {
 }
 
 /// Settings that are decisions of their own, with the group that a person looks for them in.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 10] = [
     ("dtype", "dtype"),
     ("kv-dtype", "kv-cache.dtype"),
     ("max-model-len", "context"),
@@ -34,6 +34,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("chunked-prefill", "scheduler.chunked-prefill"),
     ("prefix-caching", "scheduler.prefix-caching"),
     ("async-scheduling", "scheduler.async-scheduling"),
+    ("spec-tokens", "scheduler.draft-tokens"),
     ("memory-utilization", "memory.share"),
 ];
 

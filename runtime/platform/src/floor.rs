@@ -8,7 +8,7 @@ use crate::policy::{
     AttentionQuery, Availability, BatchDefaults, BlockPlan, BlockQuery, Capabilities, Choice,
     ConfigCheck, Decision, Descriptor, Diagnostic, EngineConfig, Fault, GraphPlan, GraphQuery,
     KernelRefusal, KvTransferPlan, OpShape, ParallelPlan, Patch, Platform, Probe, RankBinding,
-    Rejected, Rule, Severity, ThreadPlan,
+    Rejected, Rule, Severity, ThreadPlan, Value,
 };
 use crate::registry::FLOOR_ID;
 use std::collections::BTreeSet;
@@ -136,11 +136,22 @@ impl Platform for Floor {
 
     fn default_config(
         &mut self,
-        _: &Arc<Facts>,
+        facts: &Arc<Facts>,
         _: &ModelFacts,
-        _: &EngineConfig,
+        config: &EngineConfig,
     ) -> Result<Vec<Patch>, Fault> {
-        Ok(Vec::new())
+        // What another engine drafts with is its own affair, and a default is none where the user has decided.
+        let open = !config.user_set.iter().any(|set| set == "spec-tokens");
+        let drafts = Patch {
+            path: "spec-tokens".to_owned(),
+            value: Value::Unsigned(7),
+            reason:
+                "guessed from a text's own repetitions: eight rows share one pass over the weights"
+                    .to_owned(),
+            overrides_user: false,
+        };
+        let wanted = open && facts.engine.name == "plinth";
+        Ok(wanted.then_some(drafts).into_iter().collect())
     }
 
     fn check_config(

@@ -292,7 +292,7 @@ pub struct EngineConfig {
     pub memory_utilization: f64,
     /// Bytes for the KV cache as the user fixed them; absent means what is left.
     pub kv_bytes: Option<u64>,
-    /// Tokens drafted ahead in speculative decoding.
+    /// Most tokens drafted ahead for a sequence, 0 to 64; 0: none. Plinth drafts from the sequence's own n-grams.
     pub spec_tokens: u32,
     /// Adapters may be loaded.
     pub lora: bool,

@@ -66,12 +66,52 @@ pub struct EngineArgs {
     /// Attention kernel, by its id in the catalogue
     #[arg(long, value_name = "KERNEL", help_heading = "Engine")]
     pub attention_kernel: Option<String>,
+    /// Guess tokens ahead and check them in one step: off, ngram (from what the text said before), or ngram:N for at
+    /// most N tokens, 1 to 10. Answers stay the same
+    #[arg(long, value_name = "HOW", value_parser = Speculation::parse, help_heading = "Engine")]
+    pub speculate: Option<Speculation>,
     /// Do not reuse the KV blocks of equal beginnings
     #[arg(long, help_heading = "Engine")]
     pub no_prefix_caching: bool,
     /// Compute each prompt in one step
     #[arg(long, help_heading = "Engine")]
     pub no_chunked_prefill: bool,
+}
+
+/// What is guessed ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speculation {
+    Off,
+    /// From the sequence's own n-grams, at most so many tokens.
+    Ngram(u32),
+}
+
+/// Tokens of `ngram` alone: with the one that is drawn anyway, as many rows as are multiplied together.
+const NGRAM_TOKENS: u32 = 7;
+
+/// More never fit into a step: from [`plinth_kernels::MANY_ROWS`] rows on, other kernels may serve.
+const MOST_NGRAM_TOKENS: u32 = plinth_kernels::MANY_ROWS as u32 - 2;
+
+impl Speculation {
+    fn parse(text: &str) -> Result<Self, String> {
+        let number = match text {
+            "off" => return Ok(Self::Off),
+            "ngram" => return Ok(Self::Ngram(NGRAM_TOKENS)),
+            other => other.strip_prefix("ngram:").and_then(|n| n.parse().ok()),
+        };
+        let known = number.filter(|n| (1..=MOST_NGRAM_TOKENS).contains(n));
+        known.map(Self::Ngram).ok_or_else(|| {
+            format!("expected off, ngram, or ngram:N with N from 1 to {MOST_NGRAM_TOKENS}")
+        })
+    }
+
+    /// Most tokens drafted ahead, as a plan has it.
+    pub fn spec_tokens(self) -> u32 {
+        match self {
+            Self::Off => 0,
+            Self::Ngram(tokens) => tokens,
+        }
+    }
 }
 
 /// Reads `1048576`, `512M`, `2G`, `1.5GiB` as bytes (units of 1,024).
@@ -106,7 +146,19 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_bytes;
+    use super::{Speculation, parse_bytes};
+
+    #[test]
+    fn drafts_are_off_or_a_number() {
+        let check = |text: &str, want| assert_eq!(Speculation::parse(text).ok(), want, "{text}");
+        check("off", Some(Speculation::Off));
+        check("ngram", Some(Speculation::Ngram(7)));
+        check("ngram:10", Some(Speculation::Ngram(10)));
+        check("ngram:11", None);
+        check("ngram:0", None);
+        check("ngram:", None);
+        check("7", None);
+    }
 
     #[test]
     fn bytes_have_units_of_1024() {

@@ -4,7 +4,7 @@ mod figures;
 mod peer;
 mod report;
 
-use crate::cli::BenchArgs;
+use crate::cli::{BenchArgs, Speculation};
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
 use crate::startup::{self, Session};
@@ -12,7 +12,7 @@ use anyhow::anyhow;
 use figures::{Comparison, Figures};
 use peer::Peer;
 use plinth_engine::{Event, FinishReason, Request, SamplingParams, Stream};
-use report::Report;
+use report::{Ran, Report};
 use std::io::Write;
 use std::time::Instant;
 
@@ -30,6 +30,8 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     let mut engine = args.engine.clone();
     // Runs of the same prompt would find each other's blocks.
     engine.no_prefix_caching = true;
+    // What a step costs does not depend on the text; how often a guess is right does, and this one says nothing.
+    engine.speculate.get_or_insert(Speculation::Off);
     if let Some(&most) = args.batch.iter().max() {
         engine.max_num_seqs.get_or_insert(most.max(64));
     }
@@ -55,12 +57,16 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     drop(progress);
     let comparison = args.compare.as_deref();
     let comparison = comparison.map(|command| Comparison::of(command, &ours, &theirs));
+    let stats = session.engine.stats();
     let report = Report::new(
         args,
         &session.plan,
-        load_seconds,
-        &ours,
-        comparison.transpose()?,
+        Ran {
+            load_seconds,
+            drafts: stats.map(|stats| (stats.drafted_tokens, stats.accepted_tokens)),
+            rounds: &ours,
+            compared: comparison.transpose()?,
+        },
     );
     match args.json {
         true => {

@@ -86,6 +86,8 @@ struct Spoken {
     tokens: usize,
     to_first: Duration,
     rest: Duration,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
     end: FinishReason,
 }
 
@@ -122,6 +124,8 @@ fn speak(
         tokens: answer.usage.completion_tokens,
         to_first: first - begin,
         rest: end - first,
+        drafted_tokens: answer.usage.drafted_tokens,
+        accepted_tokens: answer.usage.accepted_tokens,
         end: answer.finish_reason,
     })
 }
@@ -163,6 +167,10 @@ impl Spoken {
                 per_second(n - 1, self.rest)
             ),
         };
+        let drafts = match self.drafted_tokens {
+            0 => String::new(),
+            drafted => format!(", {} of {drafted} guessed right", self.accepted_tokens),
+        };
         let end = match self.end {
             FinishReason::Length => " · cut at the length limit",
             _ => "",
@@ -174,7 +182,7 @@ impl Spoken {
             .map(|(_, id)| id.as_str())
             .unwrap_or_default();
         format!(
-            "[{} {} · {} · {matmul} · {} threads · prompt {prefill}, {:.0} tokens/s{decode}{end}]",
+            "[{} {} · {} · {matmul} · {} threads · prompt {prefill}, {:.0} tokens/s{decode}{drafts}{end}]",
             plan.platform.id,
             plan.platform.version,
             kernels.attention_decode,

@@ -7,6 +7,7 @@ pub(crate) mod exp;
 pub(crate) mod float_matmul;
 pub(crate) mod int8_matmul;
 pub(crate) mod kv_write;
+pub(crate) mod logits;
 pub(crate) mod row_groups;
 pub(crate) mod tile_attention;
 pub(crate) mod tile_matmul;

@@ -1,24 +1,19 @@
 //! Log probabilities of the raw logits.
 
-use super::candidates::likeliest_first;
+use super::candidates::Likeliest;
 use crate::request::{TokenId, TokenLogprob};
+use plinth_kernels::KernelSet;
 
-/// `ln(sum(exp(logits)))`, summed in double precision.
-pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    // Eight sums side by side: one would wait for each addition.
-    let mut sums = [0.0f64; 8];
-    let (blocks, rest) = logits.as_chunks::<8>();
-    for block in blocks {
-        for (sum, &logit) in sums.iter_mut().zip(block) {
-            *sum += f64::from((logit - max).exp());
-        }
-    }
-    let rest: f64 = rest
-        .iter()
-        .map(|&logit| f64::from((logit - max).exp()))
-        .sum();
-    f64::from(max) + (sums.iter().sum::<f64>() + rest).ln()
+/// `ln(sum(exp(logits)))`; not a number if a logit is none.
+pub(crate) fn log_sum_exp(kernels: &KernelSet, logits: &[f32]) -> f64 {
+    kernels
+        .largest(logits)
+        .map_or(f64::NAN, |largest| above(kernels, logits, largest.value))
+}
+
+fn above(kernels: &KernelSet, logits: &[f32], max: f32) -> f64 {
+    let all = f32::NEG_INFINITY..f32::INFINITY;
+    f64::from(max) + kernels.sum_exp(logits, (max, 1.0), all).ln()
 }
 
 /// What a request wants to know of one step's logits, but for the token that is yet to be drawn.
@@ -28,23 +23,17 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub fn new(logits: &[f32], top: usize) -> Self {
-        let normaliser = log_sum_exp(logits);
-        let mut ids: Vec<TokenId> = (0..logits.len() as TokenId).collect();
-        let order = |a: &TokenId, b: &TokenId| {
-            likeliest_first((*a, logits[*a as usize]), (*b, logits[*b as usize]))
-        };
-        let top = top.min(ids.len());
-        if top > 0 && top < ids.len() {
-            ids.select_nth_unstable_by(top - 1, order);
-        }
-        ids.truncate(top);
-        ids.sort_unstable_by(order);
-        let logprob = |id: TokenId| (f64::from(logits[id as usize]) - normaliser) as f32;
-        Self {
+    /// `None` if a logit is not a number.
+    pub fn new(kernels: &KernelSet, logits: &[f32], top: usize) -> Option<Self> {
+        let max = kernels.largest(logits)?.value;
+        let normaliser = above(kernels, logits, max);
+        let mut likeliest = Likeliest::new(kernels, (logits, max), 1.0, 0.0);
+        let top = std::iter::from_fn(|| likeliest.next_logit()).take(top);
+        let logprob = |logit: f32| (f64::from(logit) - normaliser) as f32;
+        Some(Self {
             normaliser,
-            top: ids.into_iter().map(|id| (id, logprob(id))).collect(),
-        }
+            top: top.map(|(id, logit)| (id, logprob(logit))).collect(),
+        })
     }
 
     /// The report once a token with this logit was drawn.

@@ -6,7 +6,7 @@ use plinth_kernels::{KernelSet, KvDtype, Selection, Workers};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-const FAMILIES: [&str; 9] = [
+pub const FAMILIES: [&str; 9] = [
     "gemma2",
     "gemma3",
     "mistral",
@@ -18,7 +18,7 @@ const FAMILIES: [&str; 9] = [
     "qwen3_moe",
 ];
 
-fn folder(family: &str) -> PathBuf {
+pub fn folder(family: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/tiny");
     root.join(family)
 }
@@ -39,6 +39,7 @@ fn engine(path: &Path, chunk: usize) -> Engine {
         max_batched_tokens: chunk,
         chunked_prefill: true,
         prefix_caching: false,
+        max_draft: 0,
     };
     let model = Model::load(&file, kernels, workers, 64, chunk, &|_, _| {}).expect("it loads");
     Engine::new(model, options).expect("the options make sense")

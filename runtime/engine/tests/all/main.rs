@@ -4,4 +4,5 @@ mod families;
 mod invariance;
 mod lifecycle;
 mod random_traffic;
+mod speculation;
 mod support;

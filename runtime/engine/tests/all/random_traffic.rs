@@ -34,8 +34,9 @@ proptest! {
         max_num_seqs in 1usize..8,
         max_batched_tokens in 1usize..64,
         prefix_caching: bool,
+        max_draft in 0usize..8,
     ) {
-        let options = EngineOptions { num_blocks, max_num_seqs, max_batched_tokens, prefix_caching, ..roomy() };
+        let options = EngineOptions { num_blocks, max_num_seqs, max_batched_tokens, prefix_caching, max_draft, ..roomy() };
         let mut engine = engine(options);
         let mut submitted = Vec::new();
         let mut early: BTreeMap<_, Vec<u32>> = BTreeMap::new();

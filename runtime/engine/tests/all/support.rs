@@ -7,6 +7,7 @@ use plinth_formats::synthetic::{self, Options, tiny_vocabulary};
 use plinth_formats::{ModelConfig, RopeConfig, RopeLayout, RopeScaling, Sizes};
 use plinth_kernels::{Format, KernelSet, KvDtype, Selection, Workers};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 pub const MAX_MODEL_LEN: usize = 160;
 
@@ -21,6 +22,7 @@ pub fn roomy() -> EngineOptions {
         max_batched_tokens: 512,
         chunked_prefill: true,
         prefix_caching: false,
+        max_draft: 0,
     }
 }
 
@@ -55,9 +57,14 @@ pub fn engine(options: EngineOptions) -> Engine {
         seed: 3,
     };
     synthetic::write(&path, &config(), &synthetic, &tiny_vocabulary()).expect("it can be written");
-    let file = plinth_formats::open(&path).expect("it opens");
-    let kernels =
-        KernelSet::bind(&Selection::best()).expect("the best kernels of this machine bind");
+    let model = model(&path, &options, &Selection::best());
+    Engine::new(model, options).expect("the options make sense")
+}
+
+/// The model of a file, on these kernels and two threads.
+pub fn model(path: &Path, options: &EngineOptions, selection: &Selection) -> Model {
+    let file = plinth_formats::open(path).expect("it opens");
+    let kernels = KernelSet::bind(selection).expect("the kernels bind on this machine");
     let workers = Workers::new(2, &[]).expect("two threads");
     let model = Model::load(
         &file,
@@ -67,7 +74,7 @@ pub fn engine(options: EngineOptions) -> Engine {
         options.max_batched_tokens,
         &|_, _| {},
     );
-    Engine::new(model.expect("it loads"), options).expect("the options make sense")
+    model.expect("it loads")
 }
 
 /// A prompt of `len` tokens that depends on `seed`.

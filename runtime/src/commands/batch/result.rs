@@ -29,6 +29,8 @@ struct Usage {
     prompt_tokens: usize,
     cached_tokens: usize,
     completion_tokens: usize,
+    drafted_tokens: usize,
+    accepted_tokens: usize,
 }
 
 #[derive(Serialize)]
@@ -69,6 +71,8 @@ pub fn write_answer(
             prompt_tokens: answer.usage.prompt_tokens,
             cached_tokens: answer.usage.cached_tokens,
             completion_tokens: answer.usage.completion_tokens,
+            drafted_tokens: answer.usage.drafted_tokens,
+            accepted_tokens: answer.usage.accepted_tokens,
         },
     };
     write_line(out, &result)

@@ -28,7 +28,20 @@ pub struct Report {
     prefill: Option<Measured>,
     decode: Option<Measured>,
     batches: Vec<Batch>,
+    /// Tokens guessed ahead over all rounds, the first included, and those of them that were right.
+    drafted_tokens: u64,
+    accepted_tokens: u64,
     compared: Option<Comparison>,
+}
+
+/// What ran, and how it went.
+pub struct Ran<'a> {
+    pub load_seconds: f64,
+    /// Tokens guessed ahead, and those of them that were right.
+    pub drafts: Option<(u64, u64)>,
+    /// The rounds that count.
+    pub rounds: &'a [Figures],
+    pub compared: Option<Comparison>,
 }
 
 /// Decode of several sequences at once: tokens per second of all together.
@@ -40,13 +53,14 @@ struct Batch {
 
 impl Report {
     /// Over all rounds that count.
-    pub fn new(
-        args: &BenchArgs,
-        plan: &Plan,
-        load_seconds: f64,
-        rounds: &[Figures],
-        compared: Option<Comparison>,
-    ) -> Self {
+    pub fn new(args: &BenchArgs, plan: &Plan, ran: Ran<'_>) -> Self {
+        let Ran {
+            load_seconds,
+            drafts,
+            rounds,
+            compared,
+        } = ran;
+        let (drafted_tokens, accepted_tokens) = drafts.unwrap_or_default();
         let prefill = Measured::over(rounds, |figures| figures.prefill);
         let decode = Measured::over(rounds, |figures| figures.decode);
         let batch = |&sequences: &u32| {
@@ -72,6 +86,8 @@ impl Report {
             prefill,
             decode,
             batches: args.batch.iter().filter_map(batch).collect(),
+            drafted_tokens,
+            accepted_tokens,
             compared,
         }
     }
@@ -103,6 +119,13 @@ impl Report {
         }
         for batch in &self.batches {
             line(out, &self.decoded(batch.sequences), &batch.decode)?;
+        }
+        if self.drafted_tokens > 0 {
+            writeln!(
+                out,
+                "guesses    {} of {} tokens right",
+                self.accepted_tokens, self.drafted_tokens
+            )?;
         }
         if let Some(compared) = &self.compared {
             writeln!(out, "against    {}", compared.command)?;
