@@ -31,6 +31,13 @@ const AVX2: Tier = Tier {
 };
 
 #[cfg(target_arch = "x86_64")]
+const AVX_VNNI: Tier = Tier {
+    name: "avx-vnni",
+    requires: &["avx2", "fma", "f16c", "avx_vnni"],
+    rank: 250,
+};
+
+#[cfg(target_arch = "x86_64")]
 const AVX512: Tier = Tier {
     name: "avx512",
     requires: &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"],
@@ -88,6 +95,8 @@ const LANE_TIERS: &[Tier] = &[
 const INT8_TIERS: &[Tier] = &[
     #[cfg(target_arch = "x86_64")]
     AVX512_VNNI,
+    #[cfg(target_arch = "x86_64")]
+    AVX_VNNI,
     #[cfg(target_arch = "x86_64")]
     AVX2,
     PORTABLE,

@@ -109,7 +109,7 @@ fn lane_isas() -> Vec<LaneIsa> {
 
 /// The instruction sets with integer dot products that this CPU has.
 fn int8_isas() -> Vec<Int8Isa> {
-    let names = ["portable", "avx2", "avx512-vnni"];
+    let names = ["portable", "avx2", "avx-vnni", "avx512-vnni"];
     names.into_iter().filter_map(Int8Isa::detect).collect()
 }
 

@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 use super::amx::{self, Amx};
 #[cfg(target_arch = "x86_64")]
+use super::avx_vnni::AvxVnni;
+#[cfg(target_arch = "x86_64")]
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{Avx512, Avx512Vnni};
@@ -65,6 +67,8 @@ pub(crate) enum Int8Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
+    #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
 }
 
@@ -75,6 +79,8 @@ impl Int8Isa {
             "portable" => Some(Int8Isa::Portable(Portable)),
             #[cfg(target_arch = "x86_64")]
             "avx2" => Avx2::detect().map(Int8Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            "avx-vnni" => AvxVnni::detect().map(Int8Isa::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             "avx512-vnni" => Avx512Vnni::detect().map(Int8Isa::Avx512Vnni),
             _ => None,
@@ -87,6 +93,8 @@ impl Int8Isa {
             Int8Isa::Portable(int8) => kernel.run(int8),
             #[cfg(target_arch = "x86_64")]
             Int8Isa::Avx2(int8) => int8.run_int8(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::AvxVnni(int8) => int8.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Int8Isa::Avx512Vnni(int8) => int8.run(kernel),
         }
@@ -153,6 +161,7 @@ fn has(feature: &str) -> bool {
         "avx2" => is_x86_feature_detected!("avx2"),
         "fma" => is_x86_feature_detected!("fma"),
         "f16c" => is_x86_feature_detected!("f16c"),
+        "avx_vnni" => is_x86_feature_detected!("avxvnni"),
         "avx512f" => is_x86_feature_detected!("avx512f"),
         "avx512bw" => is_x86_feature_detected!("avx512bw"),
         "avx512vl" => is_x86_feature_detected!("avx512vl"),

@@ -2,7 +2,7 @@
 //!
 //! A register of 64 bytes holds four inputs of each of sixteen outputs; four activations are repeated in all its lanes.
 //!
-//! * `dpbusd` (AVX-512 VNNI) multiplies unsigned by signed bytes and adds four products to an `i32`: exact.
+//! * `dpbusd` (AVX-VNNI, AVX-512 VNNI) multiplies unsigned by signed bytes and adds four products to an `i32`: exact.
 //! * `maddubs` (AVX2) multiplies the same way but adds two products to an `i16` that **saturates** at 32767. So:
 //!   - weights of 4 bits: a pair is at most 2 * 15 * 127 = 3810, and all eight pairs of a block fit (30480);
 //!   - of 5 bits: 7874, four fit; of 6 bits: 16002, two fit;
@@ -278,7 +278,7 @@ mod tests {
             "maddubs, emulated"
         );
         assert_eq!(dots.clone().run(EmulatedVnni), expected, "vnni, emulated");
-        for name in ["avx2", "avx512-vnni"] {
+        for name in ["avx2", "avx-vnni", "avx512-vnni"] {
             if let Some(isa) = Int8Isa::detect(name) {
                 assert_eq!(isa.run(dots.clone()), expected, "{name}");
             }

@@ -46,7 +46,7 @@ fn on_every_instance<K: Int8Kernel + Clone>(kernel: &K) -> Vec<(&'static str, K:
         ("maddubs, emulated", kernel.clone().run(EmulatedMaddubs)),
         ("vnni, emulated", kernel.clone().run(EmulatedVnni)),
     ];
-    for name in ["avx2", "avx512-vnni"] {
+    for name in ["avx2", "avx-vnni", "avx512-vnni"] {
         if let Some(isa) = Int8Isa::detect(name) {
             outputs.push((name, isa.run(kernel.clone())));
         }

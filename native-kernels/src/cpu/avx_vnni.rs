@@ -1,0 +1,123 @@
+//! Integer dot products by AVX-VNNI: the instruction of AVX-512 VNNI on the registers of AVX2, for CPUs without AVX-512.
+
+use super::avx2::Avx2;
+use super::generic::dot::{Dpbusd, bytes_by_dpbusd, nibbles_by_dpbusd};
+use super::vector::{I32Of, Int8, Int8Kernel, Lanes, Quads, Unpack};
+use std::arch::x86_64::*;
+
+/// Proof that the CPU has AVX-VNNI, and what [`Avx2`] stands for: only [`AvxVnni::detect`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AvxVnni(Avx2);
+
+impl AvxVnni {
+    pub fn detect() -> Option<Self> {
+        let lanes = Avx2::detect()?;
+        is_x86_feature_detected!("avxvnni").then_some(Self(lanes))
+    }
+
+    /// Runs a kernel compiled with these instructions.
+    pub fn run<K: Int8Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+        fn compiled<K: Int8Kernel>(int8: AvxVnni, kernel: K) -> K::Output {
+            kernel.run(int8)
+        }
+        // SAFETY: the token proves that the CPU has the features.
+        unsafe { compiled(self, kernel) }
+    }
+}
+
+type I = <Avx2 as Lanes>::I32;
+
+impl Quads for AvxVnni {
+    type Lanes = Avx2;
+    type Bytes = I;
+
+    #[inline(always)]
+    fn load(self, from: &[u8; 64]) -> I {
+        self.0.load_quads(from)
+    }
+
+    #[inline(always)]
+    fn repeat(self, q: &[i8; 4]) -> I {
+        self.0.repeat(q)
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, x: I) -> I {
+        self.0.low_nibbles(x)
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, x: I) -> I {
+        self.0.high_nibbles(x)
+    }
+
+    #[inline(always)]
+    fn bits(self, x: I, shift: i32, mask: u8) -> I {
+        self.0.bits(x, shift, mask)
+    }
+
+    #[inline(always)]
+    fn or(self, a: I, b: I) -> I {
+        self.0.or(a, b)
+    }
+
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], x: I) -> I {
+        Quads::lookup(self.0, table, x)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: i32) -> I {
+        Quads::splat(self.0, x)
+    }
+
+    #[inline(always)]
+    fn add(self, a: I, b: I) -> I {
+        Quads::add(self.0, a, b)
+    }
+}
+
+impl Dpbusd for AvxVnni {
+    #[inline(always)]
+    fn dpbusd(self, sum: I, w: I, q: I) -> I {
+        // SAFETY: the token proves that the CPU has the instruction, which only computes.
+        unsafe {
+            [
+                _mm256_dpbusd_avx_epi32(sum[0], w[0], q[0]),
+                _mm256_dpbusd_avx_epi32(sum[1], w[1], q[1]),
+            ]
+        }
+    }
+}
+
+impl Int8 for AvxVnni {
+    type Lanes = Avx2;
+
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx2 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn dot_nibbles<const R: usize, const ZERO: i32>(
+        self,
+        weights: &[[u8; 64]; 4],
+        q: [&[[i8; 4]; 8]; R],
+        sums: [i32; R],
+    ) -> [I32Of<Self>; R] {
+        nibbles_by_dpbusd::<Self, R, ZERO>(self, weights, q, sums)
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
+        self,
+        weights: &impl Unpack<P>,
+        q: [&[[i8; 4]; P]; R],
+        sums: [i32; R],
+    ) -> [I32Of<Self>; R] {
+        bytes_by_dpbusd::<Self, R, P, ZERO>(self, weights, q, sums)
+    }
+}
