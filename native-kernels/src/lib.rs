@@ -24,6 +24,8 @@ mod workers;
 mod cpu;
 pub mod reference;
 
+pub mod calibrate;
+
 pub use bind::{BindError, MANY_ROWS, Selection};
 pub use catalog::catalog;
 pub use format::Format;

@@ -67,6 +67,8 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Measure tokens per second
     Bench(BenchArgs),
+    /// Measure what this machine reaches, and what each matrix product costs
+    Calibrate(CalibrateArgs),
     /// Write a model in another type or file format
     Convert(ConvertArgs),
     /// Write a model of any size with random weights, to measure speed
@@ -354,6 +356,32 @@ pub struct BenchArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// `plinth calibrate`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Measure this machine, in a few seconds: its clock, the arithmetic of each instruction set, reading \
+                  from each cache and from memory, handing work to threads, and every matrix product that it can run. \
+                  What was measured is kept for the next time, until the processor or the kernels change."
+)]
+#[command(after_help = "\
+Examples:
+  plinth calibrate
+  plinth calibrate --again --json > machine-costs.json")]
+pub struct CalibrateArgs {
+    /// Worker threads; as many as this machine's facts say if absent
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Measure anew, even if it was measured before
+    #[arg(long)]
+    pub again: bool,
+    /// Take a second, for sizes only; nothing is kept
+    #[arg(long)]
+    pub quick: bool,
+    /// Print all that was measured as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `plinth convert`.

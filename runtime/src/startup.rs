@@ -229,6 +229,7 @@ fn selection(choices: &KernelChoices) -> Selection {
         attention_decode,
         matmul,
         matmul_many,
+        many_from: Vec::new(),
         elementwise,
     }
 }

@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 
 mod answers;
+mod calibration;
 mod compare;
 mod foresight;
 mod input;

@@ -335,8 +335,11 @@ impl Program {
             storage.reserve(if storage.wanted { wanted.len() } else { rows });
         }
         self.scratch.resize_with(workers.len(), Scratch::default);
+        // Kernels, and with them forms of activations, depend on the number of rows.
         self.shared
-            .reserve(&ops, kernels.bound(), rows.max(wanted.len()));
+            .reserve(&ops[..head_from], kernels.bound(), rows);
+        self.shared
+            .reserve(&ops[head_from..], kernels.bound(), wanted.len());
         self.attention.reserve(&ops, &lowering);
         self.mixture.reserve(&ops, rows);
         // No two phases have the same number, of whatever steps: a worker knows what it prepared by it.
