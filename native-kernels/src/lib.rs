@@ -34,8 +34,8 @@ pub use kv_cache::{KvCache, KvCacheError, KvDtype, KvLayout};
 pub use matrix::{Matrix, PackError};
 pub use rope::{RopeLayout, RopeTable};
 pub use step::{
-    Activation, Attention, Buffer, Expert, LOGIT_ROWS, Linear, Mixture, Norm, Output, Program,
-    Sequence, Step, Weights,
+    Activation, Attention, Buffer, ClassCost, Expert, LOGIT_ROWS, Linear, Mixture, Norm, ON_WANTED,
+    Output, PREPARE, Program, Record, Sequence, Step, Unit, WRITE_CACHE, Weights,
 };
 pub use tensor::{Rows, RowsMut};
 pub use workers::Workers;

@@ -320,6 +320,7 @@ Examples:
   plinth bench model.gguf
   plinth bench model.gguf -p 512 -n 128 -r 5 -t 2 --json
   plinth bench model.gguf --batch 1,8,32
+  plinth bench model.gguf --roofline --svg roofline.svg
   plinth bench model.gguf --compare 'llama-bench -m model.gguf -t 2 -r 1 -o json'
   plinth bench model.gguf --compare 'other/plinth bench model.gguf -r 1 --json'")]
 pub struct BenchArgs {
@@ -348,6 +349,13 @@ pub struct BenchArgs {
     /// prefill_tokens_per_second and decode_tokens_per_second
     #[arg(long, value_name = "COMMAND")]
     pub compare: Option<String>,
+    /// Instead, tell where the time of a step goes: each class of operations with its bytes, its arithmetic, and how
+    /// near it comes to what this machine reaches (see calibrate)
+    #[arg(long, conflicts_with = "compare")]
+    pub roofline: bool,
+    /// With --roofline, also draw it
+    #[arg(long, value_name = "FILE", requires = "roofline")]
+    pub svg: Option<PathBuf>,
     /// Also decode this many sequences at once
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: Vec<u32>,

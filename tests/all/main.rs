@@ -11,5 +11,6 @@ mod plans;
 mod readme;
 mod reference;
 mod replay;
+mod roofline;
 mod support;
 mod tidy;

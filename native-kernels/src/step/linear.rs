@@ -80,7 +80,7 @@ impl Output {
         }
     }
 
-    fn to(&self) -> Buffer {
+    pub(super) fn to(&self) -> Buffer {
         match self {
             Output::Store { to, .. } | Output::Add { to, .. } | Output::Gated { to, .. } => *to,
         }

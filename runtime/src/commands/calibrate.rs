@@ -1,48 +1,37 @@
 //! `plinth calibrate`: what this machine's kernels reach, measured once and kept.
 
+use crate::calibration::{self, Extent};
 use crate::cli::CalibrateArgs;
 use crate::error::{Failure, Result};
-use crate::platforms::cache_folder;
-use crate::progress::Progress;
 use crate::startup;
-use anyhow::{Context, anyhow};
-use plinth_host::digest;
-use plinth_kernels::Workers;
-use plinth_kernels::calibrate::{Calibration, ComputePeak, MatmulCost, Options, calibrate};
-use plinth_platform::facts::Facts;
+use plinth_kernels::calibrate::{Calibration, ComputePeak, MatmulCost};
 use plinth_platform::text::bytes;
-use serde_json::json;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-
-/// Share of slow moments from which on a measurement says more about the neighbours than about the machine.
-const DISTURBED: f64 = 0.15;
 
 /// Runs the command.
 pub fn run(args: &CalibrateArgs, out: &mut dyn Write) -> Result<()> {
     let facts = startup::facts(None)?;
     let threads = args.threads.unwrap_or(facts.host.budget.threads);
-    let file = kept_in(&facts, threads);
-    let kept = file.as_deref().filter(|_| !args.again && !args.quick);
-    let kept = kept.and_then(read);
-    let measured = kept.is_none();
-    let calibration = match kept {
-        Some(calibration) => calibration,
-        None => measure(&facts, threads, args)?,
+    // What was measured hastily is not worth keeping.
+    let file = calibration::file_of(&facts, threads).filter(|_| !args.quick);
+    let kept = file.as_deref().filter(|_| !args.again);
+    let (calibration, kept) = match kept.and_then(calibration::read) {
+        Some(kept) => (kept, file),
+        None => {
+            let extent = if args.quick {
+                Extent::Quick
+            } else {
+                Extent::Thorough
+            };
+            let measured = calibration::measure(&facts, threads, extent, args.json)?;
+            // Nor is what was measured in a crowd.
+            let file = file.filter(|_| !calibration::disturbed(&measured));
+            if let Some(file) = &file {
+                calibration::keep(file, &measured)?;
+            }
+            (measured, file)
+        }
     };
-    let disturbed = calibration.disturbed > DISTURBED;
-    if disturbed {
-        eprintln!(
-            "warning: {:.0}% of the time other processes had a CPU: these are not the figures of this machine; \
-             measure again when it is quiet",
-            100.0 * calibration.disturbed
-        );
-    }
-    // What was measured hastily or in a crowd is not worth keeping.
-    let file = file.filter(|_| !args.quick && !disturbed);
-    if let Some(file) = &file {
-        keep(file, &calibration)?;
-    }
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &calibration).map_err(Failure::failed)?;
         return Ok(writeln!(out)?);
@@ -59,68 +48,10 @@ pub fn run(args: &CalibrateArgs, out: &mut dyn Write) -> Result<()> {
         threads_of(calibration.threads)
     )?;
     print(&calibration, out)?;
-    if let Some(file) = file {
+    if let Some(file) = kept {
         writeln!(out, "kept in    {} (--again measures anew)", file.display())?;
     }
     Ok(())
-}
-
-fn measure(facts: &Facts, threads: u32, args: &CalibrateArgs) -> Result<Calibration> {
-    let l2 = facts.host.caches.iter().find(|cache| cache.level == 2);
-    // Of a machine that does not tell, the least that has been built in a decade.
-    let l2 = l2.map_or(256 << 10, |cache| cache.bytes as usize);
-    let options = match args.quick {
-        true => Options::quick(l2),
-        false => Options::thorough(l2, facts.host.budget.memory),
-    };
-    let workers = Workers::new(threads as usize, &[])
-        .context("cannot start the worker threads")
-        .map_err(Failure::Failed)?;
-    let progress = Progress::count("measuring", args.json);
-    calibrate(&workers, &options, &|done, total| progress.set(done, total))
-        .context("cannot measure this machine")
-        .map_err(Failure::Failed)
-}
-
-/// Where the measurements of this machine lie: the name holds all that they depend on. `None` for a user without a
-/// cache folder.
-fn kept_in(facts: &Facts, threads: u32) -> Option<PathBuf> {
-    let host = &facts.host;
-    let key = json!({
-        "vendor": host.vendor,
-        "model": host.model,
-        "isa": host.isa,
-        "caches": host.caches,
-        "threads": threads,
-        "kernels": facts.kernels,
-        "version": facts.engine.version,
-    });
-    let digest = digest(key.to_string().as_bytes());
-    let name = digest.rsplit(':').next()?;
-    Some(
-        cache_folder()?
-            .join("calibration")
-            .join(format!("{name}.json")),
-    )
-}
-
-/// What is kept there. Whatever cannot be read is measured again.
-fn read(file: &Path) -> Option<Calibration> {
-    serde_json::from_slice(&std::fs::read(file).ok()?).ok()
-}
-
-fn keep(file: &Path, calibration: &Calibration) -> Result<()> {
-    let text = serde_json::to_vec_pretty(calibration).map_err(Failure::failed)?;
-    let folder = file
-        .parent()
-        .ok_or_else(|| Failure::Failed(anyhow!("a file has a folder")))?;
-    let temporary = file.with_extension(format!("partial-{}", std::process::id()));
-    let written = std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&temporary, text))
-        .and_then(|()| std::fs::rename(&temporary, file));
-    written
-        .with_context(|| format!("cannot keep the measurements in '{}'", file.display()))
-        .map_err(Failure::Failed)
 }
 
 fn threads_of(threads: u32) -> String {
@@ -247,17 +178,6 @@ mod tests {
                 cost("never", 512, 950.0),
             ],
         }
-    }
-
-    #[test]
-    fn what_was_kept_is_read_and_what_is_broken_is_not() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let file = folder.path().join("calibration").join("this.json");
-        assert_eq!(read(&file), None);
-        keep(&file, &calibration()).expect("it can be written");
-        assert_eq!(read(&file), Some(calibration()));
-        std::fs::write(&file, "{\"kernels\": ").expect("it can be written");
-        assert_eq!(read(&file), None);
     }
 
     #[test]
