@@ -14,13 +14,16 @@ pub struct Selection {
     pub attention_decode: String,
     /// Weight format and the matrix multiplication for it, one entry for every format of the model.
     pub matmul: Vec<(String, String)>,
-    /// As `matmul`, for steps of [`MANY_ROWS`] and more; formats without an entry are multiplied as for fewer.
+    /// As `matmul`, for steps of many rows; formats without an entry are multiplied as for few.
     pub matmul_many: Vec<(String, String)>,
+    /// Rows of a step from which on the entry of `matmul_many` serves, by weight format; [`MANY_ROWS`] for formats
+    /// without an entry.
+    pub many_from: Vec<(String, usize)>,
     /// Everything that goes over rows: norms, rotation, activation functions.
     pub elementwise: String,
 }
 
-/// Rows of a step from which on [`Selection::matmul_many`] serves.
+/// Rows of a step from which on [`Selection::matmul_many`] serves where nothing was measured.
 ///
 /// Measured on a Xeon with AMX: widening a panel for the tiles costs as much as multiplying 32 rows with it; below 12
 /// rows the integer kernels, which read each panel once for eight rows, are ahead.
@@ -62,6 +65,7 @@ impl Selection {
             attention_decode: best("attention", None, "decode"),
             matmul: matmul("decode"),
             matmul_many: matmul("prefill"),
+            many_from: Vec::new(),
             elementwise: best("elementwise", None, ""),
         }
     }
@@ -142,6 +146,8 @@ pub(crate) struct Bound {
     matmul: ByFormat,
     /// For steps of many rows.
     matmul_many: ByFormat,
+    /// From how many rows on, by position in `Format::ALL`.
+    many_from: [usize; Format::ALL.len()],
     pub elementwise: LaneIsa,
     /// How matrix products read weights.
     pub streaming: Streaming,
@@ -166,6 +172,10 @@ impl Bound {
             }
             Ok(kernels)
         };
+        let mut many_from = [MANY_ROWS; Format::ALL.len()];
+        for (name, rows) in &selection.many_from {
+            many_from[format_named(name)?.0] = *rows;
+        }
         Ok(Self {
             attention_prefill: prefill_kernel(&catalog, &selection.attention_prefill)?,
             attention_decode: lanes(
@@ -175,6 +185,7 @@ impl Bound {
             )?,
             matmul: by_format(&selection.matmul)?,
             matmul_many: by_format(&selection.matmul_many)?,
+            many_from,
             elementwise: lanes("elementwise", "elementwise", &selection.elementwise)?,
             streaming: streaming(),
         })
@@ -192,7 +203,8 @@ impl Bound {
     /// **Panics** if there is none.
     pub fn matmul_of(&self, format: Format, rows: usize) -> MatmulKernel {
         let few = self.matmul[format as usize];
-        let many = self.matmul_many[format as usize].filter(|_| rows >= MANY_ROWS);
+        let many = self.matmul_many[format as usize];
+        let many = many.filter(|_| rows >= self.many_from[format as usize]);
         many.or(few)
             .expect("no matrix of a format without a kernel is packed")
     }

@@ -24,6 +24,8 @@ mod workers;
 mod cpu;
 pub mod reference;
 
+pub mod calibrate;
+
 pub use bind::{BindError, MANY_ROWS, Selection};
 pub use catalog::catalog;
 pub use cpu::generic::logits::Largest;
@@ -33,8 +35,8 @@ pub use kv_cache::{KvCache, KvCacheError, KvDtype, KvLayout};
 pub use matrix::{Matrix, PackError};
 pub use rope::{RopeLayout, RopeTable};
 pub use step::{
-    Activation, Attention, Buffer, Expert, LOGIT_ROWS, Linear, Mixture, Norm, Output, Program,
-    Sequence, Step, Weights,
+    Activation, Attention, Buffer, ClassCost, Expert, LOGIT_ROWS, Linear, Mixture, Norm, ON_WANTED,
+    Output, PREPARE, Program, Record, Sequence, Step, Unit, WRITE_CACHE, Weights,
 };
 pub use tensor::{Rows, RowsMut};
 pub use workers::Workers;

@@ -67,6 +67,8 @@ pub enum Command {
     Perplexity(PerplexityArgs),
     /// Measure tokens per second
     Bench(BenchArgs),
+    /// Measure what this machine reaches, and what each matrix product costs
+    Calibrate(CalibrateArgs),
     /// Write a model in another type or file format
     Convert(ConvertArgs),
     /// Write a model of any size with random weights, to measure speed
@@ -318,6 +320,7 @@ Examples:
   plinth bench model.gguf
   plinth bench model.gguf -p 512 -n 128 -r 5 -t 2 --json
   plinth bench model.gguf --batch 1,8,32
+  plinth bench model.gguf --roofline --svg roofline.svg
   plinth bench model.gguf --compare 'llama-bench -m model.gguf -t 2 -r 1 -o json'
   plinth bench model.gguf --compare 'other/plinth bench model.gguf -r 1 --json'")]
 pub struct BenchArgs {
@@ -346,6 +349,13 @@ pub struct BenchArgs {
     /// prefill_tokens_per_second and decode_tokens_per_second
     #[arg(long, value_name = "COMMAND")]
     pub compare: Option<String>,
+    /// Instead, tell where the time of a step goes: each class of operations with its bytes, its arithmetic, and how
+    /// near it comes to what this machine reaches (see calibrate)
+    #[arg(long, conflicts_with = "compare")]
+    pub roofline: bool,
+    /// With --roofline, also draw it
+    #[arg(long, value_name = "FILE", requires = "roofline")]
+    pub svg: Option<PathBuf>,
     /// Also decode this many sequences at once
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: Vec<u32>,
@@ -354,6 +364,32 @@ pub struct BenchArgs {
     pub json: bool,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+/// `plinth calibrate`.
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Measure this machine, in a few seconds: its clock, the arithmetic of each instruction set, reading \
+                  from each cache and from memory, handing work to threads, and every matrix product that it can run. \
+                  What was measured is kept for the next time, until the processor or the kernels change."
+)]
+#[command(after_help = "\
+Examples:
+  plinth calibrate
+  plinth calibrate --again --json > machine-costs.json")]
+pub struct CalibrateArgs {
+    /// Worker threads; as many as this machine's facts say if absent
+    #[arg(short = 't', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub threads: Option<u32>,
+    /// Measure anew, even if it was measured before
+    #[arg(long)]
+    pub again: bool,
+    /// Take a second, for sizes only; nothing is kept
+    #[arg(long)]
+    pub quick: bool,
+    /// Print all that was measured as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `plinth convert`.

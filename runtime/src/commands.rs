@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench;
+mod calibrate;
 mod convert;
 mod doctor;
 mod facts;
@@ -33,6 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Detokenize(args) => tokenize::detokenize(&args, &mut out),
         Command::Perplexity(args) => perplexity::run(&args, &mut out),
         Command::Bench(args) => bench::run(&args, &mut out),
+        Command::Calibrate(args) => calibrate::run(&args, &mut out),
         Command::Convert(args) => convert::run(&args),
         Command::Synthetic(args) => synthetic::run(&args),
         Command::Plugin(args) => plugin::run(&args, &mut out),

@@ -10,6 +10,7 @@ pub mod error;
 
 mod answer;
 mod builtin;
+mod calibration;
 mod catalogue;
 mod library;
 mod platforms;

@@ -157,11 +157,16 @@ fn in_folder(named: Option<&Path>) -> Result<Vec<PathBuf>> {
 
 fn host() -> Result<Host, LoadError> {
     Host::new(&HostOptions {
-        cache: user_folder("XDG_CACHE_HOME", ".cache").map(|folder| folder.join("guests")),
+        cache: cache_folder().map(|folder| folder.join("guests")),
         key: user_folder("XDG_DATA_HOME", ".local/share"),
         log: Some(Arc::new(log)),
         ..HostOptions::default()
     })
+}
+
+/// Where we may keep what can be made again. `None` for a user without a home.
+pub fn cache_folder() -> Option<PathBuf> {
+    user_folder("XDG_CACHE_HOME", ".cache")
 }
 
 /// Our part of one of the user's folders (XDG Base Directory Specification). `None` for a user without a home.

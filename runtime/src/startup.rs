@@ -26,7 +26,9 @@ pub fn start(model: &Path, args: &EngineArgs, quiet: bool) -> Result<Session> {
     let file = open(model)?;
     let plan = plan(&file, args)?;
     let text = Arc::new(tokenizer_of(&file)?);
-    let engine = engine(&file, &plan, quiet)?;
+    let engine = EngineHandle::spawn(engine(&file, &plan, quiet)?)
+        .context("cannot start the engine's thread")
+        .map_err(Failure::Failed)?;
     Session::new(&file, plan, text, engine)
 }
 
@@ -186,8 +188,8 @@ pub fn wishes(args: &EngineArgs) -> Wishes {
     }
 }
 
-/// Binds the plan's kernels, loads the model, and starts the engine.
-fn engine(file: &ModelFile, plan: &Plan, quiet: bool) -> Result<EngineHandle> {
+/// Binds the plan's kernels, loads the model, and makes an engine of it.
+pub fn engine(file: &ModelFile, plan: &Plan, quiet: bool) -> Result<Engine> {
     let kernels = KernelSet::bind(&selection(&plan.kernels))
         .context("the plan is for another machine than this one")
         .map_err(Failure::Refused)?;
@@ -211,10 +213,7 @@ fn engine(file: &ModelFile, plan: &Plan, quiet: bool) -> Result<EngineHandle> {
         &|done, total| progress.set(done, total),
     );
     drop(progress);
-    let engine = Engine::new(model.map_err(Failure::failed)?, options).map_err(Failure::failed)?;
-    EngineHandle::spawn(engine)
-        .context("cannot start the engine's thread")
-        .map_err(Failure::Failed)
+    Engine::new(model.map_err(Failure::failed)?, options).map_err(Failure::failed)
 }
 
 fn selection(choices: &KernelChoices) -> Selection {
@@ -230,6 +229,7 @@ fn selection(choices: &KernelChoices) -> Selection {
         attention_decode,
         matmul,
         matmul_many,
+        many_from: Vec::new(),
         elementwise,
     }
 }

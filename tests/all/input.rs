@@ -84,6 +84,7 @@ fn help_teaches_and_every_verb_has_it() {
         "detokenize",
         "perplexity",
         "bench",
+        "calibrate",
         "convert",
         "synthetic",
         "plugin",

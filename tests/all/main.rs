@@ -1,6 +1,7 @@
 //! The integration tests, one binary.
 
 mod answers;
+mod calibration;
 mod compare;
 mod foresight;
 mod input;
@@ -10,5 +11,6 @@ mod plans;
 mod readme;
 mod reference;
 mod replay;
+mod roofline;
 mod support;
 mod tidy;

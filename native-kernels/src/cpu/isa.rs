@@ -47,6 +47,17 @@ impl LaneIsa {
         }
     }
 
+    /// What the catalogue calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            LaneIsa::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            LaneIsa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            LaneIsa::Avx512(_) => "avx512",
+        }
+    }
+
     /// Largest group of rows in a float matrix product.
     pub fn rows(self) -> usize {
         struct Rows;
@@ -100,6 +111,19 @@ impl Int8Isa {
         }
     }
 
+    /// What the catalogue calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Int8Isa::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::AvxVnni(_) => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Int8Isa::Avx512Vnni(_) => "avx512-vnni",
+        }
+    }
+
     /// Largest group of rows in a quantised matrix product.
     pub fn rows(self) -> usize {
         struct Rows;
@@ -135,6 +159,14 @@ impl TileIsa {
         match self {
             #[cfg(target_arch = "x86_64")]
             TileIsa::Amx(unit) => unit.run(kernel),
+        }
+    }
+
+    /// What the catalogue calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            TileIsa::Amx(_) => "amx",
         }
     }
 

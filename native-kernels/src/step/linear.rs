@@ -117,7 +117,7 @@ impl Output {
         self.parts().weights()
     }
 
-    fn to(&self) -> Buffer {
+    pub(super) fn to(&self) -> Buffer {
         match self {
             Output::Store { to, .. } | Output::Add { to, .. } | Output::Gated { to, .. } => *to,
         }

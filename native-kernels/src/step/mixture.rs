@@ -338,5 +338,16 @@ pub(super) struct SharedRoom<'a> {
     results: RowsMut<'a>,
 }
 
+impl SharedRoom<'_> {
+    /// Experts that rows have chosen.
+    ///
+    /// # Safety
+    /// No chunk that chooses runs while what is returned lives.
+    pub unsafe fn active(&self) -> &[usize] {
+        // SAFETY: as the caller promises.
+        &unsafe { &*self.routes.get() }.active
+    }
+}
+
 // SAFETY: the routes are written by the single chunk of one phase and read in later ones; the views are `Sync`.
 unsafe impl Sync for SharedRoom<'_> {}

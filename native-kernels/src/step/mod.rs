@@ -8,14 +8,17 @@
 //! activations or of the cache is either written by exactly one chunk and read by no other, or written by none. Phases
 //! are separated in time. A chunk's scratch is its worker's own.
 
+mod account;
 mod activations;
 mod attention;
+mod check;
 mod linear;
 mod mixture;
 mod rows;
 mod shared;
 
 pub use crate::cpu::generic::elementwise::Activation;
+pub use account::{ClassCost, ON_WANTED, PREPARE, Record, Unit, WRITE_CACHE};
 pub use attention::Attention;
 pub use linear::{Linear, Output, Weights};
 pub use mixture::{Expert, Mixture};
@@ -74,8 +77,12 @@ impl Sequence<'_> {
 /// Operations in order, and their buffers.
 pub struct Program {
     buffers: Vec<Storage>,
-    body: Vec<Op>,
-    head: Vec<Op>,
+    /// Operations on rows of all tokens, with their labels.
+    body: Vec<(&'static str, Op)>,
+    /// Operations on rows that are wanted.
+    head: Vec<(&'static str, Op)>,
+    label: &'static str,
+    record: Option<Record>,
     scratch: Vec<Scratch>,
     shared: Prepared,
     attention: attention::Room,
@@ -150,6 +157,8 @@ impl Program {
             buffers: Vec::new(),
             body: Vec::new(),
             head: Vec::new(),
+            label: "",
+            record: None,
             scratch: Vec::new(),
             shared: Prepared::default(),
             attention: attention::Room::default(),
@@ -234,8 +243,8 @@ impl Program {
 
     fn push(&mut self, buffer: Buffer, op: Op) {
         match self.buffers[buffer.0].wanted {
-            true => self.head.push(op),
-            false => self.body.push(op),
+            true => self.head.push((self.label, op)),
+            false => self.body.push((self.label, op)),
         }
     }
 
@@ -243,7 +252,7 @@ impl Program {
     pub fn weight_bytes(&self) -> usize {
         let mut seen: Vec<*const Matrix> = Vec::new();
         let mut bytes = 0;
-        for op in self.body.iter().chain(&self.head) {
+        for (_, op) in self.body.iter().chain(&self.head) {
             let matrices: Vec<&Arc<Matrix>> = match op {
                 Op::Embed(embed) => vec![&embed.table],
                 Op::Linear(linear) => linear.matrices().collect(),
@@ -289,16 +298,20 @@ impl Program {
         cache: &mut KvCache,
         on_wanted: &mut dyn FnMut(&mut Self, Range<usize>),
     ) {
-        check_step(step, cache);
+        check::check_step(step, cache);
+        let step_begin = self.recorded_since();
         let mut wanted = 0..step.wanted.len().min(LOGIT_ROWS);
         self.run_ops(kernels, workers, step, cache, (true, wanted.clone()));
         while !wanted.is_empty() {
+            let begin = self.recorded_since();
             on_wanted(self, wanted.clone());
+            self.record_wanted(begin, kernels);
             wanted = wanted.end..step.wanted.len().min(wanted.end + LOGIT_ROWS);
             if !wanted.is_empty() {
                 self.run_ops(kernels, workers, step, cache, (false, wanted.clone()));
             }
         }
+        self.record_step(step_begin);
     }
 
     fn run_ops(
@@ -310,11 +323,11 @@ impl Program {
         (body, wanted): (bool, Range<usize>),
     ) {
         let rows = step.tokens.len();
-        let ops: Vec<&Op> = match body {
-            true => self.body.iter().chain(&self.head).collect(),
-            false => self.head.iter().collect(),
-        };
-        let head_from = if body { self.body.len() } else { 0 };
+        let of_body = if body { &self.body[..] } else { &[] };
+        let head_from = of_body.len();
+        let (labels, ops): (Vec<&'static str>, Vec<&Op>) = (of_body.iter().chain(&self.head))
+            .map(|(label, op)| (*label, op))
+            .unzip();
         let lowering = Lowering {
             tiles: matches!(kernels.bound().attention_prefill, PrefillKernel::Tiles(_)),
             workers: workers.len(),
@@ -332,8 +345,11 @@ impl Program {
             storage.reserve(if storage.wanted { wanted.len() } else { rows });
         }
         self.scratch.resize_with(workers.len(), Scratch::default);
+        // Kernels, and with them forms of activations, depend on the number of rows.
         self.shared
-            .reserve(&ops, kernels.bound(), rows.max(wanted.len()));
+            .reserve(&ops[..head_from], kernels.bound(), rows);
+        self.shared
+            .reserve(&ops[head_from..], kernels.bound(), wanted.len());
         self.attention.reserve(&ops, &lowering);
         self.mixture.reserve(&ops, rows);
         // No two phases have the same number, of whatever steps: a worker knows what it prepared by it.
@@ -360,13 +376,21 @@ impl Program {
             scratch: Scratches::new(&mut self.scratch),
         };
         let counts: Vec<u32> = phases.iter().map(|phase| phase.chunks).collect();
-        workers.run_phases(&counts, &|number, chunk, worker| {
+        let run = |number: usize, chunk: usize, worker: usize| {
             let phase = &phases[number];
             // SAFETY: chunks that overlap have different workers.
             let scratch = unsafe { running.scratch.of(worker) };
             scratch.serial = serial + number as u64;
             ops[phase.op].run(&running, phase, chunk, scratch);
-        });
+        };
+        match &mut self.record {
+            None => workers.run_phases(&counts, &run),
+            Some(record) => record.run(&running, (&labels, &ops), &phases, &|number| {
+                workers.run_phases(&counts[number..=number], &|_, chunk, worker| {
+                    run(number, chunk, worker);
+                });
+            }),
+        }
     }
 }
 
@@ -524,60 +548,4 @@ fn assert_width(what: &str, found: usize, expected: usize) {
         found == expected,
         "{what}: rows of {found}, expected {expected}"
     );
-}
-
-fn check_step(step: &Step<'_>, cache: &KvCache) {
-    let layout = cache.layout();
-    let rows = step.tokens.len();
-    let mut next = 0;
-    for (i, s) in step.sequences.iter().enumerate() {
-        assert!(
-            s.query_start >= next && s.query_len <= rows && s.query_start <= rows - s.query_len,
-            "sequence {i}: {} rows from {} on, after {next} and within {rows}",
-            s.query_len,
-            s.query_start,
-        );
-        next = s.query_start + s.query_len;
-        assert!(
-            s.query_len <= s.context_len,
-            "sequence {i}: {} queries in a context of {}",
-            s.query_len,
-            s.context_len
-        );
-        let blocks = s.context_len.div_ceil(layout.block_size);
-        let table = s.block_table.get(..blocks);
-        let table = table
-            .unwrap_or_else(|| panic!("sequence {i}: {} blocks of {blocks}", s.block_table.len()));
-        let beyond = table.iter().find(|b| **b as usize >= layout.num_blocks);
-        assert!(
-            beyond.is_none(),
-            "sequence {i}: block {beyond:?} of {}",
-            layout.num_blocks
-        );
-    }
-    check_writers(step, layout.block_size);
-    let beyond = step.wanted.iter().find(|row| **row >= rows);
-    assert!(beyond.is_none(), "wanted row {beyond:?} of {rows}");
-}
-
-/// **Panics** if a block that a sequence writes stands in another place as well.
-fn check_writers(step: &Step<'_>, block_size: usize) {
-    let mut written: Vec<u32> = Vec::new();
-    for s in step.sequences.iter().filter(|s| s.query_len > 0) {
-        let blocks = s.position() / block_size..s.context_len.div_ceil(block_size);
-        written.extend(&s.block_table[blocks]);
-    }
-    written.sort_unstable();
-    let twice = written.windows(2).find(|pair| pair[0] == pair[1]);
-    assert!(twice.is_none(), "block {twice:?} is written twice");
-    for (i, s) in step.sequences.iter().enumerate() {
-        let only_read = &s.block_table[..s.position() / block_size];
-        let both = only_read
-            .iter()
-            .find(|block| written.binary_search(block).is_ok());
-        assert!(
-            both.is_none(),
-            "sequence {i} reads block {both:?}, which is written in this step"
-        );
-    }
 }

@@ -7,7 +7,7 @@ use crate::request::{Event, FinishReason, Request, RequestError, RequestId};
 use crate::sampler::{Drawn, log_sum_exp};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Appended, Sequence};
-use plinth_kernels::{KernelSet, KvCache, KvCacheError, KvDtype, KvLayout};
+use plinth_kernels::{KernelSet, KvCache, KvCacheError, KvDtype, KvLayout, Record};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Sizes, as the plan has them.
@@ -256,6 +256,17 @@ impl Engine {
         #[cfg(debug_assertions)]
         self.check_integrity();
         outputs
+    }
+
+    /// Begins a record of what the operations of the steps that follow cost. Steps are a little slower with it, and
+    /// compute the same.
+    pub fn record(&mut self) {
+        self.model.record();
+    }
+
+    /// Ends the record, and gives it.
+    pub fn take_record(&mut self) -> Option<Record> {
+        self.model.take_record()
     }
 
     /// Says what was appended, and takes out what is finished.

@@ -7,7 +7,7 @@ mod weights;
 use crate::batch::{Batch, Wanted};
 use decoder::Decoder;
 use plinth_formats::{FormatError, ModelConfig, ModelFile};
-use plinth_kernels::{KernelSet, KvCache, PackError, Step, Workers};
+use plinth_kernels::{KernelSet, KvCache, PackError, Record, Step, Workers};
 use weights::Weights;
 
 /// A model that is ready to run.
@@ -82,6 +82,14 @@ impl Model {
     /// Bytes of the packed weights.
     pub fn weight_bytes(&self) -> usize {
         self.decoder.program.weight_bytes()
+    }
+
+    pub(crate) fn record(&mut self) {
+        self.decoder.program.record();
+    }
+
+    pub(crate) fn take_record(&mut self) -> Option<Record> {
+        self.decoder.program.take_record()
     }
 
     pub(crate) fn max_batched_tokens(&self) -> usize {

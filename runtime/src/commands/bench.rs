@@ -1,8 +1,10 @@
-//! `plinth bench`: tokens per second of prefill and decode, alone and in batches, and in turns with another engine.
+//! `plinth bench`: tokens per second of prefill and decode, alone and in batches, and in turns with another engine; where the
+//! time of a step goes.
 
 mod figures;
 mod peer;
 mod report;
+mod roofline;
 
 use crate::cli::{BenchArgs, Speculation};
 use crate::error::{Failure, Result};
@@ -21,6 +23,9 @@ const DECODE_PROMPT: u32 = 8;
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
+    if args.roofline {
+        return roofline::run(args, out);
+    }
     let peer = args
         .compare
         .as_deref()
@@ -122,26 +127,34 @@ impl Bench<'_> {
         Ok(tokens / begin.elapsed().as_secs_f64())
     }
 
-    /// Tokens that depend on `seed`; what they say does not matter.
     fn prompt(&self, len: u32, seed: u32) -> Vec<u32> {
-        let vocab_size = self.session.text.vocab_size() as u64;
-        let token = |n: u32| (u64::from(n) * 7919 + u64::from(seed) * 104_729 + 1000) % vocab_size;
-        (0..len).map(|n| token(n) as u32).collect()
+        prompt(len, seed, self.session.text.vocab_size())
     }
 
     fn submit(&self, prompt: Vec<u32>, max_tokens: u32) -> Result<Stream> {
-        let sampling = SamplingParams {
+        let request = request(prompt, max_tokens);
+        self.session.engine.submit(request).map_err(Failure::input)
+    }
+}
+
+/// Tokens that depend on `seed`; what they say does not matter.
+fn prompt(len: u32, seed: u32, vocab_size: usize) -> Vec<u32> {
+    let spread = |n: u32| u64::from(n) * 7919 + u64::from(seed) * 104_729 + 1000;
+    let token = |n| (spread(n) % vocab_size as u64) as u32;
+    (0..len).map(token).collect()
+}
+
+/// Answers a prompt with exactly so many tokens.
+fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
+    Request {
+        prompt,
+        sampling: SamplingParams {
             max_tokens,
             ignore_eos: true,
             ..SamplingParams::default()
-        };
-        let request = Request {
-            prompt,
-            sampling,
-            prompt_logprobs: false,
-            stop: None,
-        };
-        self.session.engine.submit(request).map_err(Failure::input)
+        },
+        prompt_logprobs: false,
+        stop: None,
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Attention {
 }
 
 /// New rows up to which a sequence is cut by segments of keys.
-const FEW_ROWS: usize = 16;
+pub(super) const FEW_ROWS: usize = 16;
 
 /// New rows of a longer run that one chunk answers: enough to share the loads of keys, few enough to spread.
 const QUERY_BLOCK: usize = 16;

@@ -27,6 +27,7 @@ impl Decoder {
             head,
         } = weights;
         let head = head.unwrap_or_else(|| embedding.clone());
+        program.label("embed");
         program.embed(embedding, config.embedding_scale, buffers.residual);
         let ropes = rope::tables(config, max_len);
         for (n, layer) in layers.into_iter().enumerate() {
@@ -34,7 +35,9 @@ impl Decoder {
         }
         let last = program.wanted_buffer(config.hidden_size);
         let logits = program.wanted_buffer(config.vocab_size);
+        program.label("gather");
         program.gather(buffers.residual, last);
+        program.label("head");
         program.linear(Linear {
             from: last,
             norm: Some(normed(config, norm)),
@@ -98,6 +101,7 @@ impl Buffers {
         ropes: &Ropes,
     ) {
         let store = |weights, to| Output::Store { weights, to };
+        program.label("qkv");
         program.linear(Linear {
             from: self.residual,
             norm: Some(normed(config, layer.attention_norm)),
@@ -108,6 +112,7 @@ impl Buffers {
             ],
         });
         let of_layer = config.layer(n);
+        program.label("attention");
         program.attention(Attention {
             layer: n,
             query: self.query,
@@ -125,6 +130,7 @@ impl Buffers {
             rope: Some(ropes.of(of_layer.rope)),
         });
         let post_norm = layer.post_attention_norm;
+        program.label("o");
         self.add(program, config, (self.attended, layer.output), post_norm);
         let norm = normed(config, layer.feed_forward_norm);
         let activation = match config.activation {
@@ -133,6 +139,7 @@ impl Buffers {
         };
         match layer.feed_forward {
             FeedForward::Dense(Expert { gate, up, down }) => {
+                program.label("gate-up");
                 program.linear(Linear {
                     from: self.residual,
                     norm: Some(norm),
@@ -144,6 +151,7 @@ impl Buffers {
                     }],
                 });
                 let post_norm = layer.post_feed_forward_norm;
+                program.label("down");
                 self.add(program, config, (self.product, down), post_norm);
             }
             FeedForward::Mixture { router, experts } => {
@@ -162,6 +170,7 @@ impl Buffers {
         let (Some(of), Some(logits)) = (config.experts, self.router) else {
             unreachable!("a layer has experts where its model does")
         };
+        program.label("router");
         program.linear(Linear {
             from: self.residual,
             norm: Some(norm.clone()),
@@ -170,6 +179,7 @@ impl Buffers {
                 to: logits,
             }],
         });
+        program.label("mixture");
         program.mixture(Mixture {
             from: self.residual,
             norm: Some(norm),
@@ -207,6 +217,7 @@ impl Buffers {
             outputs: vec![output],
         });
         if let Some((addend, norm)) = addend {
+            program.label("post-norm");
             program.add_normed(addend, norm, to);
         }
     }
