@@ -198,6 +198,14 @@ impl Bound {
         self.matmul[format as usize].is_some()
     }
 
+    /// Rows up to which every product runs on the kernel of few rows, so that a row's result does not depend on how many
+    /// there are.
+    pub fn few_rows(&self) -> usize {
+        let many = self.matmul_many.iter().zip(self.many_from);
+        let from = many.filter_map(|(kernel, from)| kernel.is_some().then_some(from));
+        from.min().map_or(usize::MAX, |from| from.saturating_sub(1))
+    }
+
     /// The kernel for this format and a step of `rows` rows.
     ///
     /// **Panics** if there is none.
@@ -310,6 +318,23 @@ mod tests {
                 Err(other) => panic!("{other}"),
             }
         }
+    }
+
+    #[test]
+    fn few_rows_end_before_the_first_kernel_for_many() {
+        let id = "cpu.portable.matmul.dequant".to_owned();
+        let mut selection = Selection {
+            matmul_many: Vec::new(),
+            ..Selection::best()
+        };
+        let few_rows = |selection: &Selection| Bound::new(selection).unwrap().few_rows();
+        assert_eq!(few_rows(&selection), usize::MAX);
+        selection.matmul_many = vec![("q4_1".to_owned(), id.clone()), ("q8_0".to_owned(), id)];
+        assert_eq!(few_rows(&selection), MANY_ROWS - 1);
+        selection.many_from = vec![("q8_0".to_owned(), 5), ("q4_0".to_owned(), 2)];
+        assert_eq!(few_rows(&selection), 4);
+        selection.many_from = vec![("q8_0".to_owned(), 30), ("q4_1".to_owned(), 20)];
+        assert_eq!(few_rows(&selection), 19);
     }
 
     fn refused(change: impl Fn(&mut Selection)) -> String {

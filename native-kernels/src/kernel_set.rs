@@ -28,6 +28,12 @@ impl KernelSet {
         })
     }
 
+    /// Rows of a step up to which every product runs on the kernel of few rows: a row's result does not depend on how many
+    /// there are.
+    pub fn few_rows(&self) -> usize {
+        self.bound.few_rows()
+    }
+
     /// Packs a row-major weight matrix, `[rows = outputs][cols = inputs]`, into the layout that the kernels read.
     ///
     /// **Errors**: `bytes` is not exactly such a matrix; no kernel was bound for the format; no memory.

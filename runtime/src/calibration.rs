@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use plinth_host::digest;
 use plinth_kernels::Workers;
 use plinth_kernels::calibrate::{Calibration, Options, calibrate};
-use plinth_platform::facts::Facts;
+use plinth_platform::facts::{Facts, MatmulCost};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +74,7 @@ pub fn file_of(facts: &Facts, threads: u32) -> Option<PathBuf> {
         "isa": host.isa,
         "caches": host.caches,
         "threads": threads,
-        "kernels": facts.kernels,
+        "kernels": plinth_kernels::catalog(),
         "version": facts.engine.version,
     });
     let digest = digest(key.to_string().as_bytes());
@@ -85,6 +85,14 @@ pub fn file_of(facts: &Facts, threads: u32) -> Option<PathBuf> {
 /// What is kept there. Whatever cannot be read is as good as not there: it is measured again.
 pub fn read(file: &Path) -> Option<Calibration> {
     serde_json::from_slice(&std::fs::read(file).ok()?).ok()
+}
+
+/// Costs of matrix products on this machine, of which these are the facts; none if they were not measured.
+pub fn costs(facts: &Facts) -> Vec<MatmulCost> {
+    let kept = file_of(facts, facts.host.budget.threads);
+    let kept = kept.as_deref().and_then(read);
+    kept.map(|calibration| calibration.matmul)
+        .unwrap_or_default()
 }
 
 /// Keeps measurements for the next time.

@@ -1,5 +1,6 @@
 //! The composition root: facts, platforms, plan, kernels, model, engine, in this order.
 
+use crate::calibration;
 use crate::catalogue;
 use crate::cli::{EngineArgs, PlatformArgs, Speculation};
 use crate::error::{Failure, Result};
@@ -51,7 +52,11 @@ pub fn facts_of(file: Option<&Path>, catalogue: Option<&str>) -> Result<Arc<Fact
 
 fn bare_facts(file: Option<&Path>) -> Result<Facts> {
     match file {
-        None => Ok(detect(&Source::this_machine())),
+        None => {
+            let mut facts = detect(&Source::this_machine());
+            facts.costs = calibration::costs(&facts);
+            Ok(facts)
+        }
         Some(path) => read_json(path, "facts"),
     }
 }
@@ -222,14 +227,18 @@ fn selection(choices: &KernelChoices) -> Selection {
         attention_decode,
         matmul,
         matmul_many,
+        many_from,
         elementwise,
     } = choices.clone();
+    let many_from = many_from.into_iter();
     Selection {
         attention_prefill,
         attention_decode,
         matmul,
         matmul_many,
-        many_from: Vec::new(),
+        many_from: many_from
+            .map(|(format, rows)| (format, rows as usize))
+            .collect(),
         elementwise,
     }
 }

@@ -1,16 +1,16 @@
 //! `plinth calibrate` on the machine that runs the tests: figures that make sense, and a second look that costs nothing.
 
-use crate::support::plinth;
-use serde_json::Value;
+use crate::support::{facts, model, plinth, temporary};
+use serde_json::{Value, json};
 
-fn json(args: &[&str]) -> Value {
+fn json_of(args: &[&str]) -> Value {
     serde_json::from_str(&plinth(args).succeeds()).expect("JSON")
 }
 
 #[test]
 fn figures_agree_with_the_facts() {
-    let found = json(&["calibrate", "--quick", "--json"]);
-    let facts = json(&["facts", "--json"]);
+    let found = json_of(&["calibrate", "--quick", "--json"]);
+    let facts = json_of(&["facts", "--json"]);
     let list = |value: &Value| value.as_array().expect("a list").clone();
     assert_eq!(found["threads"], facts["host"]["budget"]["threads"]);
 
@@ -20,6 +20,7 @@ fn figures_agree_with_the_facts() {
         ("avx2", "avx2"),
         ("avx512", "avx512bw"),
         ("avx512-vnni", "avx512_vnni"),
+        ("amx", "amx_bf16"),
     ] {
         let measured = list(&found["compute"])
             .iter()
@@ -47,6 +48,49 @@ fn figures_agree_with_the_facts() {
     for cost in list(&found["matmul"]) {
         assert!(kernels.contains(&cost["kernel"]), "{cost}");
     }
+}
+
+/// What is measured becomes a fact, and a fact a decision: on a machine on file, with costs that are made up.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn costs_in_the_facts_change_the_plan() {
+    let machine: Value = {
+        let text = std::fs::read(facts("xeon-spr-2s")).expect("it can be read");
+        serde_json::from_slice(&text).expect("JSON")
+    };
+    let cost = |kernel: &str, tokens: u32, us: f64| {
+        json!({
+            "kernel": kernel, "format": "q4_1", "outputs": 576, "inputs": 1536, "weight_bytes": 552_960,
+            "tokens": tokens, "us": us,
+        })
+    };
+    let (few, many) = ("cpu.avx512-vnni.matmul.int8", "cpu.amx.matmul.bf16");
+    let plan = |costs: &[Value]| -> Value {
+        let mut machine = machine.clone();
+        if !costs.is_empty() {
+            machine["costs"] = costs.into();
+        }
+        let file = temporary(&format!("machine-with-{}-costs.json", costs.len()));
+        std::fs::write(&file, machine.to_string()).expect("it can be written");
+        let file = file.display().to_string();
+        json_of(&["plan", &model(), "--facts", &file, "--json"])
+    };
+    let before = plan(&[]);
+    assert_eq!(before["kernels"]["many_from"], Value::Null);
+    let costs = [
+        cost(few, 4, 20.0),
+        cost(many, 4, 30.0),
+        cost(few, 8, 40.0),
+        cost(many, 8, 30.0),
+    ];
+    let after = plan(&costs);
+    assert_eq!(after["kernels"]["many_from"], json!([["q4_1", 6]]));
+    assert_eq!(
+        after["kernels"]["matmul_many"],
+        before["kernels"]["matmul_many"]
+    );
+    assert_ne!(after["digest"], before["digest"]);
+    assert_eq!(after, plan(&costs), "same facts, same plan");
 }
 
 #[test]

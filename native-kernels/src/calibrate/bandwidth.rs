@@ -1,4 +1,5 @@
-//! Peaks of reading: each thread reads a part of its own, in several streams and asking ahead, as the kernels do.
+//! Peaks of reading: each thread reads a part of its own, straight, or in several streams and asking ahead as the
+//! kernels do.
 
 use super::timing::fastest;
 use super::{ReadPeak, Set};
@@ -12,8 +13,8 @@ use std::io;
 
 /// A core has requests for several streams under way at once; more than this gain nothing on the machines measured.
 const STREAMS: usize = 4;
-/// Floats that one turn of the loop reads of each stream: a cache line of 128 bytes or two of 64.
-const TURN: usize = 2 * LANES;
+/// Floats that one turn of the loop reads of each stream: four lines of 64 bytes, which are as many sums under way.
+const TURN: usize = 4 * LANES;
 /// Bytes that are read in one run, at least, by each thread.
 const LEAST: usize = 4 << 20;
 
@@ -35,15 +36,18 @@ pub fn peaks(teams: &[&Workers], set: Set, runs: usize) -> io::Result<Vec<ReadPe
         let data = memory::cast::<f32>(&region);
         let times = LEAST.div_ceil(part * 4);
         let isa = best();
-        let seconds = fastest(runs, || {
-            team.run(team.len(), &|chunk, _| {
-                isa.run(ReadStreams {
-                    data: &data[chunk * part..][..part],
-                    times,
-                    prefetch: streaming().ahead,
+        let seconds = [Way::Straight, Way::Streams, Way::Ahead].map(|way| {
+            fastest(runs, || {
+                team.run(team.len(), &|chunk, _| {
+                    isa.run(Read {
+                        data: &data[chunk * part..][..part],
+                        times,
+                        way,
+                    });
                 });
-            });
+            })
         });
+        let seconds = seconds.into_iter().fold(f64::INFINITY, f64::min);
         Ok(ReadPeak {
             bytes: (data.len() * 4) as u64,
             threads: team.len() as u32,
@@ -59,34 +63,60 @@ fn best() -> LaneIsa {
     found.expect("every CPU has the portable lanes")
 }
 
-struct ReadStreams<'a> {
+/// How to read: what helps far away is in the way near by, so the fastest counts.
+#[derive(Clone, Copy)]
+enum Way {
+    /// From the first to the last.
+    Straight,
+    /// In several streams.
+    Streams,
+    /// In several streams, asking ahead.
+    Ahead,
+}
+
+struct Read<'a> {
     /// A whole number of turns of every stream.
     data: &'a [f32],
     times: usize,
-    prefetch: usize,
+    way: Way,
 }
 
-impl LaneKernel for ReadStreams<'_> {
+impl LaneKernel for Read<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        match self.way {
+            Way::Straight => self.read::<L, 1>(lanes, |_| {}),
+            Way::Streams => self.read::<L, STREAMS>(lanes, |_| {}),
+            Way::Ahead => {
+                let ahead = streaming().ahead;
+                self.read::<L, STREAMS>(lanes, |at| lanes.prefetch(at, ahead));
+            }
+        }
+    }
+}
+
+impl Read<'_> {
+    #[inline(always)]
+    fn read<L: Lanes, const S: usize>(&self, lanes: L, ask: impl Fn(&[f32; LANES])) {
         let (vectors, _) = self.data.as_chunks::<LANES>();
-        let stream = vectors.len() / STREAMS;
-        let mut sums = [lanes.splat(0.0); STREAMS];
+        let (turns, _) = vectors.as_chunks::<{ TURN / LANES }>();
+        let len = turns.len() / S;
+        let mut sums = [[lanes.splat(0.0); TURN / LANES]; S];
         for _ in 0..self.times {
-            let vectors = black_box(vectors);
-            let streams: [_; STREAMS] = std::array::from_fn(|s| &vectors[s * stream..][..stream]);
-            for at in (0..stream).step_by(TURN / LANES) {
-                for (stream, sum) in streams.iter().zip(&mut sums) {
-                    lanes.prefetch(&stream[at], self.prefetch);
-                    lanes.prefetch(&stream[at + 1], self.prefetch);
-                    let both = lanes.add(lanes.load(&stream[at]), lanes.load(&stream[at + 1]));
-                    *sum = lanes.add(*sum, both);
+            let turns = black_box(turns);
+            let streams: [_; S] = std::array::from_fn(|s| &turns[s * len..][..len]);
+            for at in 0..len {
+                for (stream, sums) in streams.iter().zip(&mut sums) {
+                    for (vector, sum) in stream[at].iter().zip(sums) {
+                        ask(vector);
+                        *sum = lanes.add(*sum, lanes.load(vector));
+                    }
                 }
             }
         }
-        for sum in sums {
+        for sum in sums.into_iter().flatten() {
             black_box(lanes.sum(sum));
         }
     }

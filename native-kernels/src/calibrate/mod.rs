@@ -12,6 +12,7 @@ mod timing;
 
 use crate::workers::Workers;
 use compute::Clock;
+pub use plinth_platform::facts::MatmulCost;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::time::Duration;
@@ -79,28 +80,6 @@ pub struct DispatchCost {
     pub asleep_us: f64,
 }
 
-/// One matrix product, with its weights in the nearest cache that holds them: it was run again and again.
-///
-/// Reading weights from farther away takes at least [`weight_bytes`](Self::weight_bytes) over the bandwidth there.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MatmulCost {
-    /// Id of the kernel in the catalogue.
-    pub kernel: String,
-    /// Format of the weights.
-    pub format: String,
-    /// Outputs: rows of the weights.
-    pub outputs: u32,
-    /// Inputs: columns of the weights.
-    pub inputs: u32,
-    /// Bytes of the weights, packed.
-    pub weight_bytes: u64,
-    /// Rows of activations that are multiplied at once.
-    pub tokens: u32,
-    /// Microseconds at the median, on all threads.
-    pub us: f64,
-}
-
 /// How much is measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -148,8 +127,8 @@ impl Options {
             shapes: vec![(576, 1536), (2048, 2048)],
             tokens: vec![1, 4, 8, 16, 32, 128, 512],
             peak_runs: 9,
-            cost_time: Duration::from_millis(5),
-            longest_run: Duration::from_millis(30),
+            cost_time: Duration::from_millis(2),
+            longest_run: Duration::from_millis(6),
         }
     }
 

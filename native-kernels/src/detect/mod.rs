@@ -72,6 +72,7 @@ pub fn detect(source: &Source) -> Facts {
         packages: Vec::new(),
         services: Vec::new(),
         engine: Engine::plinth(),
+        costs: Vec::new(),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::request::{Event, FinishReason, Request, RequestError, RequestId};
 use crate::sampler::{Drawn, log_sum_exp};
 use crate::scheduler::Scheduler;
 use crate::sequence::{Appended, Sequence};
+use crate::speculation;
 use plinth_kernels::{KernelSet, KvCache, KvCacheError, KvDtype, KvLayout, Record};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -30,7 +31,7 @@ pub struct EngineOptions {
     /// Full blocks are kept and shared between requests with the same beginning.
     pub prefix_caching: bool,
     /// Most tokens that are drafted ahead for a sequence; 0: none. A step with drafts has fewer rows than
-    /// [`plinth_kernels::MANY_ROWS`], whatever is allowed here.
+    /// [`plinth_kernels::MANY_ROWS`], and no more than kernels of few rows take, whatever is allowed here.
     pub max_draft: usize,
 }
 
@@ -122,7 +123,7 @@ impl Engine {
                 options.block_size,
                 options.prefix_caching,
             ),
-            scheduler: Scheduler::new(options),
+            scheduler: Scheduler::new(options, model.few_rows().min(speculation::MOST_ROWS)),
             model,
             options,
             next_id: 0,

@@ -96,6 +96,11 @@ impl Model {
         self.max_batched_tokens
     }
 
+    /// Rows of a step up to which a row's result does not depend on how many there are.
+    pub(crate) fn few_rows(&self) -> usize {
+        self.kernels.few_rows()
+    }
+
     pub(crate) fn max_model_len(&self) -> usize {
         self.max_model_len
     }

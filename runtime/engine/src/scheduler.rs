@@ -9,12 +9,14 @@ use crate::engine::EngineOptions;
 use crate::kv_cache::KvBlocks;
 use crate::request::RequestId;
 use crate::sequence::Sequence;
-use crate::speculation::{Draft, MOST_ROWS, allot};
+use crate::speculation::{Draft, allot};
 use std::collections::VecDeque;
 
 /// All requests that are not finished.
 pub(crate) struct Scheduler {
     options: EngineOptions,
+    /// Most rows of a step with drafts.
+    draft_rows: usize,
     /// In order of arrival.
     pub waiting: VecDeque<Sequence>,
     /// In order of arrival.
@@ -49,9 +51,10 @@ impl Share {
 pub(crate) type Shares = Vec<Share>;
 
 impl Scheduler {
-    pub fn new(options: EngineOptions) -> Self {
+    pub fn new(options: EngineOptions, draft_rows: usize) -> Self {
         Self {
             options,
+            draft_rows,
             waiting: VecDeque::new(),
             running: Vec::new(),
             preemptions: 0,
@@ -137,7 +140,7 @@ impl Scheduler {
             ..
         } = self.options;
         let rows = shares.iter().map(Share::rows).sum();
-        let room = budget.min(MOST_ROWS.saturating_sub(rows));
+        let room = budget.min(self.draft_rows.saturating_sub(rows));
         if max_draft == 0 || room == 0 {
             return;
         }

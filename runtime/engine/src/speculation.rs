@@ -17,8 +17,8 @@ use crate::request::TokenId;
 use ngrams::Ngrams;
 use plinth_kernels::MANY_ROWS;
 
-/// Most rows of a step with drafts. From one row more on, products may run on other kernels, which round otherwise: a
-/// draft must not change what a row comes to.
+/// Most rows of a step with drafts whose cost is known. No more than [`plinth_kernels::KernelSet::few_rows`] in any case:
+/// from one more on products run on other kernels, which round otherwise, and a draft must not change what a row comes to.
 pub(crate) const MOST_ROWS: usize = MANY_ROWS - 1;
 
 /// What a step of so many rows costs, in steps of one row. Rows are multiplied in groups of 8, 4, 2 and 1, so three cost

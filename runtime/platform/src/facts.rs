@@ -32,6 +32,32 @@ pub struct Facts {
     /// The engine that will run what is decided. A facts file may leave it out: it is then this build's.
     #[serde(default = "Engine::plinth")]
     pub engine: Engine,
+    /// What matrix products cost on this machine, where they were measured. Not handed to guests: it settles from how
+    /// many rows on a kernel for many rows serves, which the runtime decides itself.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub costs: Vec<MatmulCost>,
+}
+
+/// What one matrix product costs, with its weights in the nearest cache that holds them: it was run again and again.
+///
+/// Reading weights from farther away takes at least [`weight_bytes`](Self::weight_bytes) over the bandwidth there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MatmulCost {
+    /// Id of the kernel in the catalogue.
+    pub kernel: String,
+    /// Format of the weights.
+    pub format: String,
+    /// Outputs: rows of the weights.
+    pub outputs: u32,
+    /// Inputs: columns of the weights.
+    pub inputs: u32,
+    /// Bytes of the weights, packed.
+    pub weight_bytes: u64,
+    /// Rows of activations that are multiplied at once.
+    pub tokens: u32,
+    /// Microseconds at the median, on as many threads as the budget has.
+    pub us: f64,
 }
 
 /// The engine that will run what is decided.

@@ -20,6 +20,7 @@ pub mod render;
 pub mod rule;
 
 mod check;
+mod costs;
 mod digest;
 mod memory;
 mod needs;

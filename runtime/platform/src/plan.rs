@@ -68,6 +68,10 @@ pub struct KernelChoices {
     /// As `matmul`, where steps of many rows have another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matmul_many: Vec<(String, String)>,
+    /// Rows of a step from which on the entry of `matmul_many` serves, by weight format, where costs were measured. The
+    /// kernels' own number for formats without an entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub many_from: Vec<(String, u32)>,
     /// Everything that goes over rows: norms, rotation, activation functions.
     pub elementwise: String,
 }
@@ -251,6 +255,9 @@ pub struct Selection {
     pub by: DecidedBy,
     /// Why this one won.
     pub reason: String,
+    /// Rows of a step from which on it serves, where costs were measured; only of a kernel for many rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_rows: Option<u32>,
 }
 
 /// Something that a person should know.

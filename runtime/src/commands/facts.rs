@@ -17,6 +17,13 @@ pub fn run(args: &FactsArgs, out: &mut dyn Write) -> Result<()> {
     }
     host(&facts.host, out)?;
     devices(&facts, out)?;
+    if !facts.costs.is_empty() {
+        let costs = facts.costs.len();
+        writeln!(
+            out,
+            "costs       {costs} of matrix products, measured by plinth calibrate"
+        )?;
+    }
     kernels(&facts, out)
 }
 

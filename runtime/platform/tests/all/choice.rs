@@ -1,10 +1,12 @@
 //! Which platform answers.
 
-use crate::fake::{Fake, available, machine, model, registry};
+use crate::fake::{Fake, available, machine, machines, model, registry};
+use plinth_platform::facts::MatmulCost;
 use plinth_platform::plan::{DecidedBy, Outcome, Plan};
 use plinth_platform::policy::{Decision, KernelRefusal, Probe, Severity};
 use plinth_platform::registry::Candidate;
 use plinth_platform::resolve::{Refusal, Wishes, resolve};
+use std::sync::Arc;
 
 fn planned(
     candidates: impl IntoIterator<Item = Candidate>,
@@ -248,4 +250,63 @@ fn a_rejected_configuration_is_refused_with_the_platforms_words() {
     let text = refusal.to_string();
     assert!(text.contains("too hot; fix: undo 'too hot'"), "{text}");
     assert!(!text.contains("slow"), "a warning is no reason: {text}");
+}
+
+/// Costs of `few` and `many` by (rows, µs of few, µs of many).
+fn costs(few: &str, many: &str, at: &[(u32, f64, f64)]) -> Vec<MatmulCost> {
+    let cost = |kernel: &str, tokens, us| MatmulCost {
+        kernel: kernel.to_owned(),
+        format: "q4_1".to_owned(),
+        outputs: 576,
+        inputs: 1536,
+        weight_bytes: 576 * 1536 * 5 / 8,
+        tokens,
+        us,
+    };
+    let both = |&(tokens, a, b)| [cost(few, tokens, a), cost(many, tokens, b)];
+    at.iter().flat_map(both).collect()
+}
+
+/// The plan of the floor for a machine with tiles, with costs by rows.
+fn plan_with_costs(at: &[(u32, f64, f64)]) -> Plan {
+    let machines = machines();
+    let (_, mut facts) = machines
+        .into_iter()
+        .find(|(name, _)| *name == "xeon-spr-2s")
+        .expect("it is on file");
+    facts.costs = costs("cpu.avx512-vnni.matmul.int8", "cpu.amx.matmul.bf16", at);
+    let facts = Arc::new(facts);
+    resolve(
+        &mut registry([]),
+        &facts,
+        &model("q4_1"),
+        &Wishes::default(),
+    )
+    .expect("a plan")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn measured_costs_say_from_how_many_rows_a_kernel_serves() {
+    let unmeasured = plan_with_costs(&[]);
+    let many = |plan: &Plan| plan.kernels.matmul_many.clone();
+    assert_eq!(many(&unmeasured).len(), 1, "{:?}", unmeasured.kernels);
+    assert_eq!(unmeasured.kernels.many_from, []);
+
+    let at = [(8, 80.0, 100.0), (16, 160.0, 100.0)];
+    let measured = plan_with_costs(&at);
+    assert_eq!(many(&measured), many(&unmeasured));
+    assert_eq!(measured.kernels.many_from, [("q4_1".to_owned(), 10)]);
+    let why = "from 10 rows on, as measured: 100 µs against 80 µs at 8 rows, 100 µs against 160 µs at 16 rows";
+    let reasons: Vec<_> = measured.selections.iter().map(|s| &s.reason).collect();
+    assert!(reasons.iter().any(|r| r.ends_with(why)), "{reasons:#?}");
+    assert_ne!(measured.digest, unmeasured.digest);
+    assert_eq!(measured, plan_with_costs(&at), "same facts, same plan");
+
+    let slower = plan_with_costs(&[(8, 80.0, 100.0), (512, 800.0, 900.0)]);
+    assert_eq!((many(&slower), slower.kernels.many_from), (vec![], vec![]));
+    let why =
+        "'cpu.amx.matmul.bf16' is not faster for many rows: 900 µs against 800 µs at 512 rows";
+    let reasons: Vec<_> = slower.selections.iter().map(|s| &s.reason).collect();
+    assert!(reasons.iter().any(|r| r.ends_with(why)), "{reasons:#?}");
 }

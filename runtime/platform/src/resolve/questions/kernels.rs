@@ -2,6 +2,7 @@
 
 use super::{Answer, Questions, Refusal};
 use crate::check;
+use crate::costs::{self, Verdict};
 use crate::facts::{GraphSupport, Kernel};
 use crate::needs::{Need, takes_block};
 use crate::plan::{DecidedBy, KernelChoices, Selection};
@@ -162,14 +163,15 @@ impl Questions<'_> {
         formats.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
         let mut selections = Vec::new();
         for (format, _) in &formats {
-            let few = self.matmul_of(format, format, &[])?;
+            let mut few = self.matmul_of(format, format, &[])?;
             // Asked only where something waits for the question: few catalogues know the difference.
             if self.has_kernel_for_many_rows(format) {
                 let subject = format!("{format} {MANY_ROWS}");
                 let many = self.matmul_of(format, &subject, &[MANY_ROWS.to_owned()])?;
-                let differs = many.selected != few.selected;
+                let many = Some(many).filter(|many| many.selected != few.selected);
+                let many = many.and_then(|many| self.weighed(format, &mut few, many));
                 selections.push(few);
-                selections.extend(differs.then_some(many));
+                selections.extend(many);
             } else {
                 selections.push(few);
             }
@@ -187,6 +189,25 @@ impl Questions<'_> {
             traits: traits.to_vec(),
         };
         self.operation("matmul", subject, &shape)
+    }
+
+    /// The kernel for many rows with the number of rows from which on it serves, where costs were measured; `None` if it
+    /// is never the faster.
+    fn weighed(&self, format: &str, few: &mut Selection, many: Selection) -> Option<Selection> {
+        let costs = &self.facts.costs;
+        match costs::compare(costs, format, &few.selected, &many.selected) {
+            Some(Verdict::From { rows, why }) => Some(Selection {
+                reason: format!("{}; from {rows} rows on, as measured: {why}", many.reason),
+                from_rows: Some(rows),
+                ..many
+            }),
+            Some(Verdict::Never { why }) => {
+                let slower = format!("; '{}' is not faster for many rows: {why}", many.selected);
+                few.reason.push_str(&slower);
+                None
+            }
+            None => Some(many),
+        }
     }
 
     fn has_kernel_for_many_rows(&self, format: &str) -> bool {
@@ -275,6 +296,7 @@ impl Questions<'_> {
             rejected,
             by: DecidedBy::Platform,
             reason,
+            from_rows: None,
         })
     }
 
@@ -409,6 +431,10 @@ pub(super) fn choices(selections: &[Selection]) -> KernelChoices {
             .map(|selection| selection.selected.clone())
             .unwrap_or_default()
     };
+    let many_from = selections.iter().filter_map(|s| {
+        let format = s.subject.strip_suffix(MANY_ROWS)?.trim_end();
+        Some((format.to_owned(), s.from_rows?))
+    });
     let matmul = |many: bool| {
         let of_op = selections.iter().filter(|s| s.op == "matmul");
         let with_format = of_op.filter_map(|s| {
@@ -426,6 +452,7 @@ pub(super) fn choices(selections: &[Selection]) -> KernelChoices {
         attention_decode: of("attention", "decode"),
         matmul: matmul(false),
         matmul_many: matmul(true),
+        many_from: many_from.collect(),
         elementwise: of("elementwise", ""),
     }
 }

@@ -1,6 +1,6 @@
 //! The figures as a drawing: operations a second over operations per byte, both logarithmic, under the ceilings.
 
-use super::{Class, Phase, Roofline};
+use super::{Class, Roofline};
 use plinth_platform::text::bytes;
 use std::fmt::Write;
 
@@ -21,8 +21,11 @@ const COLOURS: [&str; 6] = [
 pub fn draw(roofline: &Roofline) -> String {
     let mut drawing = Drawing::new(roofline);
     drawing.frame(roofline);
-    drawing.ceilings(roofline);
-    drawing.classes(roofline);
+    // Everything that has its place before the first name seeks one.
+    let ceilings = drawing.ceilings(roofline);
+    let dots = drawing.dots(roofline);
+    ceilings.iter().for_each(|c| drawing.name_ceiling(c));
+    dots.iter().for_each(|dot| drawing.name_dot(dot));
     drawing.svg.push_str("</svg>\n");
     drawing.svg
 }
@@ -101,6 +104,22 @@ struct Drawing {
     y: Axis,
     /// Where there is something already.
     taken: Vec<Rect>,
+}
+
+struct Ceiling {
+    text: String,
+    /// Pixels.
+    ends: [(f64, f64); 2],
+    /// Is its name above the line?
+    above: bool,
+}
+
+struct Dot {
+    /// Pixels.
+    at: (f64, f64),
+    radius: f64,
+    colour: &'static str,
+    name: &'static str,
 }
 
 /// A class that has a place in the drawing: one that computes and moves something.
@@ -205,134 +224,160 @@ impl Drawing {
             r##"fill="#555555""##,
             "Area of a dot: share of the time of its step.",
         );
-        let unplaced = |phase: &Phase| -> Vec<String> {
-            let classes = phase.classes.iter().filter(|class| place(class).is_none());
-            let named = classes.map(|c| format!("{} {:.1}%", c.class, 100.0 * c.share));
-            named.collect()
-        };
-        let lists = roofline.phases.iter().map(|phase| {
-            let list = unplaced(phase).join(", ");
-            format!("{}: {list}", phase.name)
-        });
-        let lists = lists.collect::<Vec<_>>().join("; ");
-        let text = format!("Without arithmetic, and so not shown: {lists}");
+        let mut unplaced = Vec::new();
+        for class in roofline.phases.iter().flat_map(|phase| &phase.classes) {
+            if place(class).is_none() && !unplaced.contains(&class.class) {
+                unplaced.push(class.class);
+            }
+        }
+        let list = unplaced.join(", ");
+        let text = format!("Without arithmetic, and so not shown: {list}");
         self.text((LEFT, HEIGHT - 18.0), r##"fill="#555555""##, &text);
     }
 
-    fn ceilings(&mut self, roofline: &Roofline) {
-        let arithmetic = arithmetic(roofline);
-        let top = arithmetic.iter().map(|(_, gops)| *gops).fold(0.0, f64::max);
-        let top = if top > 0.0 { top } else { self.y.to };
-        let fastest = roofline.peaks.read.iter().map(|read| read.gb_per_second);
-        let fastest = fastest.fold(0.0, f64::max);
-        for read in &roofline.peaks.read {
-            self.bandwidth(read.gb_per_second, top, &bytes(read.bytes));
+    /// Lines, and what is to be written at them.
+    fn ceilings(&mut self, roofline: &Roofline) -> Vec<Ceiling> {
+        let mut arithmetic = arithmetic(roofline);
+        arithmetic.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let top = arithmetic.first().map_or(self.y.to, |(_, gops)| *gops);
+        let mut read: Vec<_> = roofline.peaks.read.iter().collect();
+        read.sort_by(|a, b| b.gb_per_second.total_cmp(&a.gb_per_second));
+        let fastest = read.first().map_or(1.0, |read| read.gb_per_second);
+        let (count, mut ceilings) = (read.len(), Vec::new());
+        for (n, read) in read.into_iter().enumerate() {
+            let speed = read.gb_per_second;
+            let from = self.x.from.max(self.y.from / speed);
+            let to = self.x.to.min(top / speed);
+            let ends = [from, to].map(|x| (self.x.at(x), self.y.at(x * speed)));
+            ceilings.push(Ceiling {
+                text: format!("{} {speed:.0} GB/s", bytes(read.bytes)),
+                ends,
+                // Slopes lie close to each other: the last is named on its free side.
+                above: n + 1 < count,
+            });
         }
         for (name, gops) in arithmetic {
             let from = (gops / fastest).clamp(self.x.from, self.x.to);
-            let (x, y) = (self.x.at(from), self.y.at(gops));
-            let right = WIDTH - RIGHT;
-            self.push(format_args!(
-                r##"<path d="M{x:.1} {y:.1}H{right}" stroke="#333333" stroke-width="1.5"/>"##
-            ));
-            let text = format!("{name} {} Gop/s", number(gops.round()));
-            let x = right - 6.0 - width_of(&text);
-            let spots = (0..3).flat_map(|n| {
-                let x = x - f64::from(n) * (width_of(&text) + 12.0);
-                [(x, y - 10.0), (x, y + 10.0)]
+            let y = self.y.at(gops);
+            ceilings.push(Ceiling {
+                text: format!("{name} {} Gop/s", number(gops.round())),
+                ends: [(self.x.at(from), y), (WIDTH - RIGHT, y)],
+                above: true,
             });
-            let spots = spots.map(|(x, y)| Rect::of_text(&text, x, y));
-            let rect = self.free(spots.collect());
-            self.label(rect, "#333333", &text);
         }
+        for Ceiling { ends, .. } in &ceilings {
+            let [(x1, y1), (x2, y2)] = *ends;
+            self.push(format_args!(
+                r##"<path d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}" stroke="#333333" stroke-width="1.5"/>"##
+            ));
+            if y1 == y2 {
+                self.taken.push(Rect(x1, y1 - 1.0, x2, y2 + 1.0));
+            }
+        }
+        ceilings
     }
 
-    /// A slope, with its name along it.
-    fn bandwidth(&mut self, gb_per_second: f64, top: f64, set: &str) {
-        let from = self.x.from.max(self.y.from / gb_per_second);
-        let to = self.x.to.min(top / gb_per_second);
-        if from >= to {
-            return;
+    fn name_ceiling(&mut self, ceiling: &Ceiling) {
+        let Ceiling { text, ends, above } = ceiling;
+        let [(x1, y1), (x2, y2)] = *ends;
+        if y1 == y2 {
+            let spots = (0..8).flat_map(|n| {
+                let x = x2 - 6.0 - width_of(text) - 40.0 * f64::from(n);
+                [(x, y1 - 11.0), (x, y1 + 11.0)]
+            });
+            let spots = spots.map(|(x, y)| Rect::of_text(text, x, y));
+            let rect = self.free(spots.collect());
+            return self.label(rect, "#333333", text);
         }
-        let ends = [from, to].map(|x| (self.x.at(x), self.y.at(x * gb_per_second)));
-        let [(x1, y1), (x2, y2)] = ends;
-        self.push(format_args!(
-            r##"<path d="M{x1:.1} {y1:.1}L{x2:.1} {y2:.1}" stroke="#333333" stroke-width="1.5"/>"##
-        ));
-        let text = format!("{set} {gb_per_second:.0} GB/s");
         let (length, angle) = ((x2 - x1).hypot(y2 - y1), (y2 - y1).atan2(x2 - x1));
-        // From the upper end downwards the first place where nothing else is; slopes lie close to each other.
-        let along = |share: f64| {
-            let distance = share * (length - width_of(&text)).max(0.0);
-            let (cos, sin) = (angle.cos(), angle.sin());
-            // Beside the line, on its upper side.
-            let (x, y) = (x1 + 10.0 * sin, y1 - 10.0 * cos);
-            let squares = (0..=(width_of(&text) / TEXT) as usize).map(|n| {
+        let (sin, cos) = angle.sin_cos();
+        let side = if *above { 11.0 } else { -11.0 };
+        let (x, y) = (x1 + side * sin, y1 - side * cos);
+        // The first place along the line where nothing else is.
+        let along = |n: u32| {
+            let share = 0.04 + 0.1 * f64::from(n);
+            let distance = share * (length - width_of(text)).max(0.0);
+            let squares = (0..=(width_of(text) / TEXT) as usize).map(|n| {
                 let d = distance + TEXT * n as f64;
                 Rect::around((x + d * cos, y + d * sin), 0.6 * TEXT)
             });
             ((x + distance * cos, y + distance * sin), squares.collect())
         };
-        let places: Vec<((f64, f64), Vec<Rect>)> =
-            (0..9).map(|n| along(0.04 + 0.1 * f64::from(n))).collect();
         let clash = |squares: &Vec<Rect>| squares.iter().map(|s| self.clash(s)).sum::<f64>();
+        let places: Vec<((f64, f64), Vec<Rect>)> = (0..9).map(along).collect();
         let best = places
             .into_iter()
             .min_by(|a, b| clash(&a.1).total_cmp(&clash(&b.1)));
         if let Some(((x, y), squares)) = best {
             let degrees = angle.to_degrees();
-            let halo = HALO;
             self.push(format_args!(
-                r##"<text x="0" y="{:.1}" transform="translate({x:.1} {y:.1}) rotate({degrees:.1})" fill="#333333" {halo}>{text}</text>"##,
+                r##"<text x="0" y="{:.1}" transform="translate({x:.1} {y:.1}) rotate({degrees:.1})" fill="#333333" {HALO}>{text}</text>"##,
                 0.35 * TEXT
             ));
             self.taken.extend(squares);
         }
     }
 
-    fn classes(&mut self, roofline: &Roofline) {
+    /// Dots, the small ones on the large ones.
+    fn dots(&mut self, roofline: &Roofline) -> Vec<Dot> {
         let mut dots = Vec::new();
         for (phase, colour) in roofline.phases.iter().zip(COLOURS.iter().cycle()) {
             for class in &phase.classes {
                 if let Some((x, y)) = place(class) {
-                    let radius = 3.0 + 14.0 * class.share.sqrt();
-                    dots.push(((self.x.at(x), self.y.at(y)), radius, *colour, class.class));
+                    dots.push(Dot {
+                        at: (self.x.at(x), self.y.at(y)),
+                        radius: 3.0 + 14.0 * class.share.sqrt(),
+                        colour,
+                        name: class.class,
+                    });
                 }
             }
         }
-        // Large ones below small ones; every dot has its place before the first name seeks one.
-        dots.sort_by(|a, b| b.1.total_cmp(&a.1));
-        for &((x, y), radius, colour, _) in &dots {
+        dots.sort_by(|a, b| b.radius.total_cmp(&a.radius));
+        for Dot {
+            at: (x, y),
+            radius,
+            colour,
+            ..
+        } in &dots
+        {
             self.push(format_args!(
                 r##"<circle cx="{x:.1}" cy="{y:.1}" r="{radius:.1}" fill="{colour}" fill-opacity="0.75" stroke="#ffffff"/>"##
             ));
-            self.taken.push(Rect::around((x, y), radius));
+            self.taken.push(Rect::around((*x, *y), *radius));
         }
-        for ((x, y), radius, colour, name) in dots {
-            let rings = [4.0, 10.0, 18.0, 28.0, 40.0, 56.0, 76.0, 100.0];
-            let around = |gap: f64| {
-                (0..16).map(move |n| {
-                    let (sin, cos) = (std::f64::consts::TAU * f64::from(n) / 16.0).sin_cos();
-                    let distance = radius + gap;
-                    let (x, y) = (x + distance * cos, y + (distance + 0.6 * TEXT) * sin);
-                    // To the right of the dot the text begins there, to the left it ends there.
-                    let x = x - width_of(name) * (1.0 - cos) / 2.0;
-                    Rect::of_text(name, x, y)
-                })
-            };
-            let rect = self.free(rings.into_iter().flat_map(around).collect());
-            let near = (
-                x.clamp(rect.0, rect.2),
-                y.clamp(rect.1 + 0.2 * TEXT, rect.3 - 0.2 * TEXT),
-            );
-            if (near.0 - x).hypot(near.1 - y) > radius + 12.0 {
-                let (to_x, to_y) = near;
-                self.push(format_args!(
-                    r#"<path d="M{x:.1} {y:.1}L{to_x:.1} {to_y:.1}" stroke="{colour}" stroke-width="0.8"/>"#
-                ));
-            }
-            self.label(rect, colour, name);
+        dots
+    }
+
+    fn name_dot(&mut self, dot: &Dot) {
+        let Dot {
+            at: (x, y),
+            radius,
+            colour,
+            name,
+        } = *dot;
+        let rings = [4.0, 10.0, 18.0, 28.0, 40.0, 56.0, 76.0, 100.0];
+        let around = |gap: f64| {
+            (0..16).map(move |n| {
+                let (sin, cos) = (std::f64::consts::TAU * f64::from(n) / 16.0).sin_cos();
+                let distance = radius + gap;
+                let (x, y) = (x + distance * cos, y + (distance + 0.6 * TEXT) * sin);
+                // To the right of the dot the text begins there, to the left it ends there.
+                let x = x - width_of(name) * (1.0 - cos) / 2.0;
+                Rect::of_text(name, x, y)
+            })
+        };
+        let rect = self.free(rings.into_iter().flat_map(around).collect());
+        let (to_x, to_y) = (
+            x.clamp(rect.0, rect.2),
+            y.clamp(rect.1 + 0.2 * TEXT, rect.3 - 0.2 * TEXT),
+        );
+        if (to_x - x).hypot(to_y - y) > radius + 12.0 {
+            self.push(format_args!(
+                r#"<path d="M{x:.1} {y:.1}L{to_x:.1} {to_y:.1}" stroke="{colour}" stroke-width="0.8"/>"#
+            ));
         }
+        self.label(rect, colour, name);
     }
 
     /// How much of a rectangle is taken or beyond the axes.

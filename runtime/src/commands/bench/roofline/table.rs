@@ -53,9 +53,14 @@ fn print_phase(phase: &Phase, out: &mut dyn Write) -> Result<()> {
     let Phase {
         name, steps, rows, ..
     } = phase;
+    let steps_of = if *steps == 1 {
+        "1 step".to_owned()
+    } else {
+        format!("{steps} steps")
+    };
     let what = match name.as_str() {
-        "prefill" => format!("{name} of {rows} tokens, {steps} steps"),
-        _ => format!("{name}, {steps} steps"),
+        "prefill" => format!("{name} of {rows} tokens, {steps_of}"),
+        _ => format!("{name}, {steps_of}"),
     };
     let ms = |seconds: f64| 1e3 * seconds / *steps as f64;
     let in_phases: f64 = phase.classes.iter().map(|class| class.seconds).sum();

@@ -23,6 +23,7 @@ pub fn plain(catalogue: &str) -> Facts {
                 patch: 1,
             },
         },
+        costs: Vec::new(),
     };
     let known = crate::catalogue::apply(&mut facts, catalogue);
     known.expect("the catalogues of the binary can be read");
