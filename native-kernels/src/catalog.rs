@@ -141,7 +141,13 @@ pub fn catalog() -> Vec<Kernel> {
         [
             Kernel {
                 kv_dtypes: names(&["f16", "bf16"]),
-                traits: names(&["bf16-activations", "causal", "prefill", "sliding-window"]),
+                traits: names(&[
+                    "bf16-activations",
+                    "causal",
+                    "prefill",
+                    "sliding-window",
+                    "soft-cap",
+                ]),
                 ..attention(tier)
             },
             Kernel {
@@ -164,6 +170,7 @@ fn attention(tier: &Tier) -> Kernel {
             "decode",
             "prefill",
             "sliding-window",
+            "soft-cap",
         ]),
         kv_layouts: names(&["paged-tile16"]),
         head_sizes: vec![HeadSize::Range(HeadRange {

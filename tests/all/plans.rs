@@ -43,6 +43,23 @@ fn machines_on_file_have_these_plans() {
     }
 }
 
+/// A model that the engine can run is of no use if no kernel of the catalogue is said to serve it.
+#[test]
+fn every_kind_of_model_that_runs_has_a_plan_here() {
+    let folder = root().join("tests/models/tiny");
+    let kinds: Vec<_> = std::fs::read_dir(&folder)
+        .expect("the folder of tiny models")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_dir())
+        .collect();
+    assert!(kinds.len() >= 9, "{kinds:?}");
+    for kind in kinds {
+        for model in [kind.clone(), kind.join("model.gguf")] {
+            plinth(&["plan", &model.display().to_string()]).succeeds();
+        }
+    }
+}
+
 fn json_plan(args: &[&str]) -> Value {
     let model = model();
     let args = [&["plan", &model, "--json"], args].concat();

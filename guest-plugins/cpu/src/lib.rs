@@ -15,10 +15,11 @@ const ENV: [&str; 3] = [
 ];
 
 /// Vector units by the feature that sets each apart, widest first.
-const UNITS: [(&str, &str); 4] = [
+const UNITS: [(&str, &str); 5] = [
     ("amx_tile", "AMX tiles"),
     ("avx512_vnni", "AVX-512 with VNNI"),
     ("avx512f", "AVX-512"),
+    ("avx_vnni", "AVX-VNNI"),
     ("avx2", "AVX2 with FMA and F16C"),
 ];
 
