@@ -75,11 +75,18 @@ pub fn file_of(facts: &Facts, threads: u32) -> Option<PathBuf> {
         "caches": host.caches,
         "threads": threads,
         "kernels": plinth_kernels::catalog(),
+        "build": build(),
         "version": facts.engine.version,
     });
     let digest = digest(key.to_string().as_bytes());
     let name = format!("{}.json", digest.rsplit(':').next()?);
     Some(cache_folder()?.join("calibration").join(name))
+}
+
+/// Size and age of this program: kernels that were compiled anew cost something else.
+fn build() -> Option<(u64, std::time::SystemTime)> {
+    let program = std::env::current_exe().ok()?.metadata().ok()?;
+    Some((program.len(), program.modified().ok()?))
 }
 
 /// What is kept there. Whatever cannot be read is as good as not there: it is measured again.

@@ -20,9 +20,12 @@ pub(crate) enum Verdict {
     },
 }
 
+/// Costs of few and of many, by outputs and inputs.
+type ByShape = BTreeMap<(u32, u32), (f64, f64)>;
+
 /// Compares the kernels `few` and `many`; `None` where no product was measured with both.
 ///
-/// Shapes that were measured with both are added up. Between two numbers of rows that were measured the costs are taken
+/// Shapes that were measured with both, at every number of rows, are added up. Between two numbers of rows that were measured the costs are taken
 /// for straight lines.
 pub(crate) fn compare(
     costs: &[MatmulCost],
@@ -39,15 +42,31 @@ pub(crate) fn compare(
             .collect()
     };
     let of_many = of(many);
-    // By number of rows: the cost of few and that of many.
-    let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
-    for (product, us) in of(few) {
-        if let Some(other) = of_many.get(&product) {
-            let sum = sums.entry(product.0).or_default();
-            sum.0 += us;
-            sum.1 += other;
+    // By number of rows and shape: the cost of few and that of many.
+    let mut both: BTreeMap<u32, ByShape> = BTreeMap::new();
+    for ((rows, outputs, inputs), us) in of(few) {
+        if let Some(other) = of_many.get(&(rows, outputs, inputs)) {
+            let shapes = both.entry(rows).or_default();
+            shapes.insert((outputs, inputs), (us, *other));
         }
     }
+    // A shape that took too long to be measured at many rows is left out at few as well: sums over other shapes do not
+    // compare.
+    let shapes: Vec<(u32, u32)> = both.first_key_value()?.1.keys().copied().collect();
+    let everywhere = |shape: &&(u32, u32)| both.values().all(|found| found.contains_key(*shape));
+    let shapes: Vec<_> = shapes.iter().filter(everywhere).collect();
+    if shapes.is_empty() {
+        return None;
+    }
+    let sum_of = |found: &ByShape| {
+        shapes.iter().fold((0.0, 0.0), |sum, shape| {
+            let (few, many) = found[*shape];
+            (sum.0 + few, sum.1 + many)
+        })
+    };
+    let sums: BTreeMap<u32, (f64, f64)> = (both.iter())
+        .map(|(rows, found)| (*rows, sum_of(found)))
+        .collect();
     let &last = sums.last_key_value()?.0;
     let figures = |rows: u32| {
         let (few, many) = sums[&rows];
@@ -120,6 +139,21 @@ mod tests {
     fn what_comes_after_the_last_defeat_counts() {
         let few = [(1, 10.0), (8, 10.0), (32, 40.0)];
         assert_eq!(from(&few, &[(1, 5.0), (8, 20.0), (32, 30.0)]), 20);
+    }
+
+    #[test]
+    fn a_shape_that_is_not_measured_everywhere_counts_nowhere() {
+        let mut costs = costs(&[(8, 10.0), (16, 20.0)], &[(8, 20.0), (16, 10.0)]);
+        let alone = compare(&costs, "q4_1", "few", "many");
+        for (kernel, us) in [("few", 1000.0), ("many", 1.0)] {
+            costs.push(MatmulCost {
+                kernel: kernel.to_owned(),
+                outputs: 4096,
+                us,
+                ..costs[0].clone()
+            });
+        }
+        assert_eq!(compare(&costs, "q4_1", "few", "many"), alone);
     }
 
     #[test]
