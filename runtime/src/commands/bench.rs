@@ -6,7 +6,7 @@ mod peer;
 mod report;
 mod roofline;
 
-use crate::cli::{BenchArgs, Speculation};
+use crate::cli::{BenchArgs, EngineArgs, Speculation};
 use crate::error::{Failure, Result};
 use crate::progress::Progress;
 use crate::startup::{self, Session};
@@ -21,6 +21,19 @@ use std::time::Instant;
 /// Tokens of the prompt before a decode run where the user names no depth.
 const DECODE_PROMPT: u32 = 8;
 
+/// What the engine is asked for.
+fn engine_args(args: &BenchArgs) -> EngineArgs {
+    let mut engine = args.engine.clone();
+    // Runs of the same prompt would find each other's blocks.
+    engine.no_prefix_caching = true;
+    // What a step costs does not depend on the text; how often a guess is right does, and this one says nothing.
+    engine.speculate.get_or_insert(Speculation::Off);
+    if let Some(&most) = args.batch.iter().max() {
+        engine.max_num_seqs.get_or_insert(most.max(64));
+    }
+    engine
+}
+
 /// Runs the command.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     if args.roofline {
@@ -32,16 +45,8 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
         .map(|command| Peer { command, args });
     // Not counted: it brings the peer's files into memory, and shows before anything else whether it can be read.
     let first = peer.as_ref().map(Peer::measure).transpose()?;
-    let mut engine = args.engine.clone();
-    // Runs of the same prompt would find each other's blocks.
-    engine.no_prefix_caching = true;
-    // What a step costs does not depend on the text; how often a guess is right does, and this one says nothing.
-    engine.speculate.get_or_insert(Speculation::Off);
-    if let Some(&most) = args.batch.iter().max() {
-        engine.max_num_seqs.get_or_insert(most.max(64));
-    }
     let begin = Instant::now();
-    let session = startup::start(&args.model, &engine, args.json)?;
+    let session = startup::start(&args.model, &engine_args(args), args.json)?;
     let load_seconds = begin.elapsed().as_secs_f64();
     let bench = Bench {
         session: &session,

@@ -87,14 +87,8 @@ struct Limit {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
-    let mut engine_args = args.engine.clone();
-    // Runs of the same prompt would find each other's blocks.
-    engine_args.no_prefix_caching = true;
-    if let Some(&most) = args.batch.iter().max() {
-        engine_args.max_num_seqs.get_or_insert(most.max(64));
-    }
     let file = startup::open(&args.model)?;
-    let plan = startup::plan(&file, &engine_args)?;
+    let plan = startup::plan(&file, &super::engine_args(args))?;
     let peaks = Peaks::of_this_machine(plan.threads.workers, args.json)?;
     let mut bench = Bench {
         engine: startup::engine(&file, &plan, args.json)?,
