@@ -24,9 +24,10 @@ pub(crate) const MOST_ROWS: usize = MANY_ROWS - 1;
 /// What a step of so many rows costs, in steps of one row. Rows are multiplied in groups of 8, 4, 2 and 1, so three cost
 /// as much as four.
 ///
-/// Measured: SmolLM2-135M, Q4_1, 2 threads of a Xeon (Sapphire Rapids), 4.2 ms a row. Where weights come from memory more
-/// slowly, further rows cost less than this. To repeat: `plinth bench MODEL -p 0 -n 64 --batch 2,3,4,6,8,11`, and divide
-/// the number of sequences by how many times as many tokens a second they had as one.
+/// Measured, those of 5, 7, 9 and 10 rows interpolated: SmolLM2-135M, Q4_1, 2 threads of a Xeon with AMX, 4.2 ms a row.
+/// Where weights come from memory more slowly, further rows cost less than this. To repeat:
+/// `plinth bench MODEL -p 0 -n 64 --batch 2,3,4,6,8,11`, and divide the number of sequences by how many times as many
+/// tokens a second they had as one.
 const COST: [f32; MANY_ROWS] = [0.0, 1.0, 1.1, 1.7, 1.8, 2.4, 2.5, 2.5, 2.5, 3.2, 3.3, 3.8];
 
 /// Tokens that may follow.

@@ -12,7 +12,8 @@
 //! out = o / sum(l)
 //! ```
 //! **Source**: as `attention`. **Error**: queries, keys, values and weights are each rounded to `bf16`, so a score is
-//! within `2^-6.99` of the sum of magnitudes it consists of, and the result within `2^-6.99` of the largest value more.
+//! within `2^-6.99` of the sum of magnitudes it consists of, and the result within `2^-6.94` of the largest value
+//! more: the powers add `2^-13`, above and below the line.
 
 use super::attention::{SLACK, mask, soft_cap};
 use super::exp::{LOG2_E, coarse_exp2, exp2};

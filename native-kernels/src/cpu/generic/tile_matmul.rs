@@ -10,7 +10,8 @@
 //! Weights and activations are rounded to `bf16`, sums are `f32`. A tile register file is what [`TileUnit`] stands for.
 //!
 //! **Error**: each product is within `2^-6.99` of the exact one (two roundings to 8 bits, each of `2^-8`), so an output is
-//! within `2^-6.99 + k 2^-23` of the sum of magnitudes.
+//! within `2^-6.99 + k 2^-23` of the sum of magnitudes; where weights are integers with a scale, and by `2^-15` of the scale
+//! for each unit of activation more.
 
 use super::elementwise::Activation;
 use super::float_matmul::{Blocks, Finish, Packed};

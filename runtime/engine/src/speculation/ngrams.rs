@@ -8,7 +8,7 @@ pub(super) const LONGEST: usize = 4;
 const SHORTEST: usize = 2;
 
 /// Runs of two to four tokens, and what stands behind the latest occurrence of each. A new token adds three entries and a
-/// look-up asks for three, whatever the length of the sequence: 0.2 µs a token, where a step takes milliseconds.
+/// look-up asks for three, whatever the length of the sequence.
 #[derive(Debug, Default)]
 pub(super) struct Ngrams {
     /// Position after the latest occurrence.
