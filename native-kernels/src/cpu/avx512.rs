@@ -1,8 +1,8 @@
 //! Lanes on AVX-512 (F, BW, VL), and integer dot products by VNNI: sixteen lanes are one register.
 
 use super::avx2;
-use super::generic::dot::{Dpbusd, bytes_by_dpbusd, nibbles_by_dpbusd};
-use super::vector::{I32Of, Int8, Int8Kernel, LANES, LaneKernel, Lanes, Quads, Unpack};
+use super::generic::dot::Dpbusd;
+use super::vector::{Int8Kernel, LANES, LaneKernel, Lanes, Quads};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
@@ -381,15 +381,6 @@ impl Quads for Avx512Vnni {
 }
 
 impl Dpbusd for Avx512Vnni {
-    #[inline(always)]
-    fn dpbusd(self, sum: __m512i, w: __m512i, q: __m512i) -> __m512i {
-        avx512!(_mm512_dpbusd_epi32(sum, w, q))
-    }
-}
-
-impl Int8 for Avx512Vnni {
-    type Lanes = Avx512;
-
     const ROWS: usize = 8;
 
     #[inline(always)]
@@ -398,22 +389,7 @@ impl Int8 for Avx512Vnni {
     }
 
     #[inline(always)]
-    fn dot_nibbles<const R: usize, const ZERO: i32>(
-        self,
-        weights: &[[u8; 64]; 4],
-        q: [&[[i8; 4]; 8]; R],
-        sums: [i32; R],
-    ) -> [I32Of<Self>; R] {
-        nibbles_by_dpbusd::<Self, R, ZERO>(self, weights, q, sums)
-    }
-
-    #[inline(always)]
-    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
-        self,
-        weights: &impl Unpack<P>,
-        q: [&[[i8; 4]; P]; R],
-        sums: [i32; R],
-    ) -> [I32Of<Self>; R] {
-        bytes_by_dpbusd::<Self, R, P, ZERO>(self, weights, q, sums)
+    fn dpbusd(self, sum: __m512i, w: __m512i, q: __m512i) -> __m512i {
+        avx512!(_mm512_dpbusd_epi32(sum, w, q))
     }
 }

@@ -1,8 +1,8 @@
 //! Integer dot products by AVX-VNNI: the instruction of AVX-512 VNNI on the registers of AVX2, for CPUs without AVX-512.
 
 use super::avx2::Avx2;
-use super::generic::dot::{Dpbusd, bytes_by_dpbusd, nibbles_by_dpbusd};
-use super::vector::{I32Of, Int8, Int8Kernel, Lanes, Quads, Unpack};
+use super::generic::dot::Dpbusd;
+use super::vector::{Int8Kernel, Lanes, Quads};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX-VNNI, and what [`Avx2`] stands for: only [`AvxVnni::detect`] makes one.
@@ -79,6 +79,13 @@ impl Quads for AvxVnni {
 }
 
 impl Dpbusd for AvxVnni {
+    const ROWS: usize = 4;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx2 {
+        self.0
+    }
+
     #[inline(always)]
     fn dpbusd(self, sum: I, w: I, q: I) -> I {
         // SAFETY: the token proves that the CPU has the instruction, which only computes.
@@ -88,36 +95,5 @@ impl Dpbusd for AvxVnni {
                 _mm256_dpbusd_avx_epi32(sum[1], w[1], q[1]),
             ]
         }
-    }
-}
-
-impl Int8 for AvxVnni {
-    type Lanes = Avx2;
-
-    const ROWS: usize = 4;
-
-    #[inline(always)]
-    fn lanes(self) -> Avx2 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn dot_nibbles<const R: usize, const ZERO: i32>(
-        self,
-        weights: &[[u8; 64]; 4],
-        q: [&[[i8; 4]; 8]; R],
-        sums: [i32; R],
-    ) -> [I32Of<Self>; R] {
-        nibbles_by_dpbusd::<Self, R, ZERO>(self, weights, q, sums)
-    }
-
-    #[inline(always)]
-    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
-        self,
-        weights: &impl Unpack<P>,
-        q: [&[[i8; 4]; P]; R],
-        sums: [i32; R],
-    ) -> [I32Of<Self>; R] {
-        bytes_by_dpbusd::<Self, R, P, ZERO>(self, weights, q, sums)
     }
 }

@@ -1,9 +1,7 @@
 //! The integer instructions of x86 in plain Rust, saturation and all, so that the algorithms built on them are tested
 //! on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
 
-use super::generic::dot::{
-    Dpbusd, Maddubs, bytes_by_dpbusd, bytes_by_maddubs, nibbles_by_dpbusd, nibbles_by_maddubs,
-};
+use super::generic::dot::{Dpbusd, Maddubs, bytes_by_maddubs, nibbles_by_maddubs};
 use super::portable::Portable;
 use super::vector::{Int8, LANES, Quads, Unpack};
 use std::array::from_fn;
@@ -86,6 +84,13 @@ emulated_quads!(EmulatedMaddubs);
 emulated_quads!(EmulatedVnni);
 
 impl Dpbusd for EmulatedVnni {
+    const ROWS: usize = 8;
+
+    #[inline(always)]
+    fn lanes(self) -> Portable {
+        Portable
+    }
+
     fn dpbusd(self, sum: [i32; LANES], w: [u8; 64], q: [u8; 64]) -> [i32; LANES] {
         from_fn(|lane| {
             let products =
@@ -125,34 +130,6 @@ impl Maddubs for EmulatedMaddubs {
 
     fn with_sign(self, q: [u8; 64], w: [u8; 64]) -> [u8; 64] {
         from_fn(|i| (q[i] as i8).wrapping_mul((w[i] as i8).signum()) as u8)
-    }
-}
-
-impl Int8 for EmulatedVnni {
-    type Lanes = Portable;
-
-    const ROWS: usize = 8;
-
-    fn lanes(self) -> Portable {
-        Portable
-    }
-
-    fn dot_nibbles<const R: usize, const ZERO: i32>(
-        self,
-        weights: &[[u8; 64]; 4],
-        q: [&[[i8; 4]; 8]; R],
-        sums: [i32; R],
-    ) -> [[i32; LANES]; R] {
-        nibbles_by_dpbusd::<Self, R, ZERO>(self, weights, q, sums)
-    }
-
-    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
-        self,
-        weights: &impl Unpack<P>,
-        q: [&[[i8; 4]; P]; R],
-        sums: [i32; R],
-    ) -> [[i32; LANES]; R] {
-        bytes_by_dpbusd::<Self, R, P, ZERO>(self, weights, q, sums)
     }
 }
 

@@ -9,10 +9,16 @@
 //!   - of 8 bits a pair may be 64770. There the weight's sign moves to the activation (`|w| * sign(w) q`), which bounds
 //!     a pair by 2 * 128 * 127 = 32512.
 
-use crate::cpu::vector::{Quads, SumOf, Unpack};
+use crate::cpu::vector::{Int8, Quads, SumOf, Unpack};
 
 /// Quads with the instruction `dpbusd`.
-pub(crate) trait Dpbusd: Quads {
+pub(crate) trait Dpbusd: Quads + Send + Sync + 'static {
+    /// Rows of a register block in a quantised matrix product.
+    const ROWS: usize;
+
+    /// The float lanes that go with it.
+    fn lanes(self) -> Self::Lanes;
+
     /// Adds the four products of unsigned `w` and signed `q` to each lane.
     fn dpbusd(self, sum: SumOf<Self>, w: Self::Bytes, q: Self::Bytes) -> SumOf<Self>;
 }
@@ -53,8 +59,39 @@ macro_rules! unrolled {
     };
 }
 
+impl<D: Dpbusd> Int8 for D {
+    type Lanes = <D as Quads>::Lanes;
+
+    const ROWS: usize = D::ROWS;
+
+    #[inline(always)]
+    fn lanes(self) -> <D as Quads>::Lanes {
+        Dpbusd::lanes(self)
+    }
+
+    #[inline(always)]
+    fn dot_nibbles<const R: usize, const ZERO: i32>(
+        self,
+        weights: &[[u8; 64]; 4],
+        q: [&[[i8; 4]; 8]; R],
+        sums: [i32; R],
+    ) -> [SumOf<D>; R] {
+        nibbles_by_dpbusd::<D, R, ZERO>(self, weights, q, sums)
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
+        self,
+        weights: &impl Unpack<P>,
+        q: [&[[i8; 4]; P]; R],
+        sums: [i32; R],
+    ) -> [SumOf<D>; R] {
+        bytes_by_dpbusd::<D, R, P, ZERO>(self, weights, q, sums)
+    }
+}
+
 #[inline(always)]
-pub(crate) fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
+fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
     d: D,
     weights: &[[u8; 64]; 4],
     q: [&[[i8; 4]; 8]; R],
@@ -82,7 +119,7 @@ pub(crate) fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
 }
 
 #[inline(always)]
-pub(crate) fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const ZERO: i32>(
+fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const ZERO: i32>(
     d: D,
     weights: &impl Unpack<P>,
     q: [&[[i8; 4]; P]; R],
