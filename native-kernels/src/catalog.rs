@@ -140,7 +140,7 @@ pub fn catalog() -> Vec<Kernel> {
         let traits = names(&["bf16-activations", "many-rows", "only:many-rows", "prefill"]);
         [
             Kernel {
-                kv_dtypes: names(&["f16", "bf16"]),
+                kv_dtypes: names(&["f16", "bf16", "q8"]),
                 traits: names(&[
                     "bf16-activations",
                     "causal",
@@ -162,7 +162,7 @@ pub fn catalog() -> Vec<Kernel> {
 
 fn attention(tier: &Tier) -> Kernel {
     Kernel {
-        kv_dtypes: names(&["f32", "f16", "bf16"]),
+        kv_dtypes: names(&["f32", "f16", "bf16", "q8"]),
         block_sizes: vec![BlockSize::MultipleOf(16)],
         traits: names(&[
             "batch-invariant",

@@ -11,6 +11,7 @@ use std::{io, slice};
 
 /// Alignment of every [`Region`] and [`Slab`]: one cache line, one AVX-512 vector.
 pub(crate) const ALIGNMENT: usize = 64;
+#[cfg(all(unix, not(miri)))]
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Types that are nothing but their bytes: every pattern of bits is a value, there is no padding, and the alignment is
@@ -170,7 +171,7 @@ impl DerefMut for Slab {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, not(miri)))]
 mod os {
     use super::HUGE_PAGE;
     use std::io;
@@ -228,7 +229,8 @@ mod os {
     fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
 }
 
-#[cfg(not(unix))]
+/// From the allocator: where there is no `mmap`, and where every byte of an allocation is watched.
+#[cfg(any(not(unix), miri))]
 mod os {
     use super::ALIGNMENT;
     use std::alloc::{Layout, alloc_zeroed, dealloc};

@@ -53,7 +53,7 @@ impl Platform for Cpu {
             // Sums are kept in f32: no kernel of the catalogue computes in less.
             dtypes: names(&["f32"]),
             // Half the bytes of f32, and more digits than bf16.
-            kv_dtypes: names(&["f16", "bf16", "f32"]),
+            kv_dtypes: names(&["f16", "bf16", "f32", "q8"]),
             quantization: None,
             fp8_format: None,
             graph: false,

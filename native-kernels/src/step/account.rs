@@ -321,18 +321,20 @@ impl Mixture {
 impl Attention {
     fn cost(&self, running: &Running<'_>, phase: &Phase, mut cost: Cost) -> Cost {
         let sequences = running.step.sequences;
-        let element = running.cells.layout().dtype.bytes();
+        let layout = running.cells.layout();
         let (heads, keys) = (
             self.num_heads * self.head_dim,
             self.num_kv_heads * self.head_dim,
         );
+        // A key and a value of every KV head, in the cache.
+        let kept = 2 * self.num_kv_heads * layout.dtype.head_bytes(self.head_dim);
         let is_long = |s: &&Sequence<'_>| s.query_len > FEW_ROWS;
         let rows = |long: bool| -> usize {
             let of = sequences.iter().filter(|s| is_long(s) == long);
             of.map(|s| s.query_len).sum()
         };
-        // A key and a value of every KV head: read once, written once.
-        let written = |rows: usize| rows * 2 * keys * (F32 + element);
+        // Read once, written once.
+        let written = |rows: usize| rows * (2 * keys * F32 + kept);
         match phase.part {
             Part::WriteCache => {
                 // Turning a pair takes four multiplications and two additions.
@@ -346,7 +348,7 @@ impl Attention {
                     .filter(is_long)
                     .map(|s| self.seen_keys(s))
                     .sum();
-                cost.bytes = seen * 2 * keys * (element + 2);
+                cost.bytes = seen * (kept + 2 * keys * size_of::<u16>());
             }
             Part::Merge => {}
             _ => {
@@ -360,7 +362,7 @@ impl Attention {
                 cost.operations = 4 * pairs * heads;
                 let seen: usize = sequences.iter().map(|s| self.seen_keys(s)).sum();
                 let queries = 2 * (rows(true) + rows(false)) * heads * F32;
-                cost.bytes = queries + seen * 2 * keys * element + written(rows(false));
+                cost.bytes = queries + seen * kept + written(rows(false));
             }
         }
         cost

@@ -114,7 +114,7 @@ impl Platform for Floor {
         let names = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
         Ok(Ok(Capabilities {
             dtypes: names(&["f32"]),
-            kv_dtypes: names(&["f16", "bf16", "f32"]),
+            kv_dtypes: names(&["f16", "bf16", "f32", "q8"]),
             quantization: None,
             fp8_format: None,
             graph: false,

@@ -14,8 +14,16 @@ fn kv_bits(kv_dtype: &str, dtype: &str) -> u64 {
         // Keys and values differ: the mean of both.
         "turboquant_k8v4" => 6,
         "turboquant_k3v4_nc" => 4,
-        name if name.starts_with("fp8") || name.starts_with("int8") => 8,
+        name if name == "q8" || name.starts_with("fp8") || name.starts_with("int8") => 8,
         _ => 16,
+    }
+}
+
+/// Bits of what the elements of one head and token share, beside them.
+fn scale_bits(kv_dtype: &str) -> u64 {
+    match kv_dtype {
+        "q8" => 32,
+        _ => 0,
     }
 }
 
@@ -24,15 +32,16 @@ fn kv_bits(kv_dtype: &str, dtype: &str) -> u64 {
 pub fn kv_block_bytes(model: &ModelFacts, config: &EngineConfig) -> u64 {
     let bits = kv_bits(&config.kv_dtype, &config.dtype);
     let layers = u64::from(model.layers).div_ceil(config.pipeline_parallel.max(1).into());
-    let elements = match model.mla {
-        Some(mla) => u64::from(mla.lora_rank) + u64::from(mla.rope),
+    let of_token = match model.mla {
+        Some(mla) => (u64::from(mla.lora_rank) + u64::from(mla.rope)) * bits,
         None => {
             let heads =
                 u64::from(model.num_kv_heads).div_ceil(config.tensor_parallel.max(1).into());
-            2 * heads * u64::from(model.head_size)
+            let head = u64::from(model.head_size) * bits + scale_bits(&config.kv_dtype);
+            2 * heads * head
         }
     };
-    let token = layers * (elements * bits).div_ceil(8);
+    let token = layers * of_token.div_ceil(8);
     token.saturating_mul(config.block_size.into())
 }
 

@@ -1,8 +1,7 @@
 //! Rounds keys and values to the element type of the cache and puts them where attention reads them.
 
-use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::{LANES, LaneKernel, Lanes, load_part};
-use crate::kv_cache::KvCells;
+use crate::kv_cache::{KvCells, KvElement};
 use crate::tensor::Rows;
 use std::marker::PhantomData;
 
@@ -31,7 +30,7 @@ pub(crate) struct WriteCells<'a, E> {
     pub element: PhantomData<E>,
 }
 
-impl<E: FloatElement> LaneKernel for WriteCells<'_, E> {
+impl<E: KvElement> LaneKernel for WriteCells<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -43,28 +42,28 @@ impl<E: FloatElement> LaneKernel for WriteCells<'_, E> {
             let (tile, lane) = (offset / LANES, offset % LANES);
             let block = self.block_table[block];
             let row = self.rows.row(row);
+            let tile = match self.half {
+                Half::Keys => self.cells.key_tile(self.layer, block, self.kv_head, tile),
+                Half::Values => self.cells.value_tile(self.layer, block, self.kv_head, tile),
+            };
+            // SAFETY: nobody else is at work on this half of the tile.
+            let tile: &mut [[E; LANES]] = unsafe { &mut *tile };
+            let (rows, scales) = tile.split_at_mut(tile.len() - E::SCALE_ROWS);
+            let scale = E::scale(lanes, row);
+            if let Some(scales) = E::scales_mut(scales) {
+                scales[lane] = scale;
+            }
+            // A scale below the normal range has no finite inverse, and its elements are as good as zero.
+            let factor = lanes.splat(match scale < f32::MIN_POSITIVE {
+                true => 0.0,
+                false => 1.0 / scale,
+            });
             match self.half {
-                Half::Keys => {
-                    // SAFETY: nobody else is at work on the keys of the tile.
-                    let keys = unsafe {
-                        let tile = self
-                            .cells
-                            .key_tile::<E>(self.layer, block, self.kv_head, tile);
-                        &mut *tile
-                    };
-                    write_column(lanes, row, keys, lane);
-                }
+                Half::Keys => write_column(lanes, (row, factor), rows, lane),
                 Half::Values => {
-                    // SAFETY: nobody else is at work on the values of the tile.
-                    let values = unsafe {
-                        let tile =
-                            self.cells
-                                .value_tile::<E>(self.layer, block, self.kv_head, tile);
-                        &mut *tile
-                    };
-                    let values = &mut values[lane * width / LANES..][..width / LANES];
-                    for (from, to) in row.chunks(LANES).zip(values) {
-                        E::store(lanes, load_part(lanes, from), to);
+                    let rows = &mut rows[lane * width / LANES..][..width / LANES];
+                    for (from, to) in row.chunks(LANES).zip(rows) {
+                        E::store(lanes, scaled::<L, E>(lanes, from, factor), to);
                     }
                 }
             }
@@ -76,17 +75,26 @@ fn split(position: usize, block_size: usize) -> (usize, usize) {
     (position / block_size, position % block_size)
 }
 
+/// Up to sixteen elements, ready to be rounded.
+#[inline(always)]
+fn scaled<L: Lanes, E: KvElement>(lanes: L, from: &[f32], factor: L::F32) -> L::F32 {
+    match E::SCALE_ROWS {
+        0 => load_part(lanes, from),
+        _ => lanes.mul(load_part(lanes, from), factor),
+    }
+}
+
 /// Writes a key into lane `lane` of a tile, `[head_dim][16]`.
 #[inline(always)]
-fn write_column<L: Lanes, E: FloatElement>(
+fn write_column<L: Lanes, E: KvElement>(
     lanes: L,
-    key: &[f32],
+    (key, factor): (&[f32], L::F32),
     tile: &mut [[E; LANES]],
     lane: usize,
 ) {
     for (from, to) in key.chunks(LANES).zip(tile.chunks_mut(LANES)) {
         let mut rounded = to[0];
-        E::store(lanes, load_part(lanes, from), &mut rounded);
+        E::store(lanes, scaled::<L, E>(lanes, from, factor), &mut rounded);
         for (to, rounded) in to.iter_mut().zip(rounded) {
             to[lane] = rounded;
         }

@@ -20,9 +20,8 @@ use super::exp::{LOG2_E, coarse_exp2, exp2};
 use super::tile_matmul::{
     PairKernel, PairUnit, ROW_TILE, TileKernel, TileSums, TileUnit, TileWords,
 };
-use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::{LANES, Lanes};
-use crate::kv_cache::KvLayer;
+use crate::kv_cache::{KvElement, KvLayer};
 use crate::tensor::{Rows, RowsMut};
 use half::bf16;
 use std::ops::Range;
@@ -80,7 +79,7 @@ pub(crate) struct PackRun<'a, E> {
     pub to: &'a mut [TileWords],
 }
 
-impl<E: FloatElement> PairKernel for PackRun<'_, E> {
+impl<E: KvElement> PairKernel for PackRun<'_, E> {
     #[inline(always)]
     fn run<U: PairUnit>(self, unit: U) {
         let lanes = unit.lanes();
@@ -103,9 +102,14 @@ impl<E: FloatElement> PairKernel for PackRun<'_, E> {
             }
             let (block, in_block) = (self.block_table[tile / per_block], tile % per_block);
             let from = self.layer.keys(block, self.kv_head, in_block);
+            let scales = lanes.load(from.scales.unwrap_or(&[1.0; LANES]));
             for (d, to) in keys.iter_mut().enumerate() {
                 for (p, to) in to.0.iter_mut().enumerate() {
-                    let load = |i: usize| from.get(i).map_or(zero, |row| E::load(lanes, row));
+                    let load = |i: usize| match from.rows.get(i) {
+                        Some(row) if from.scales.is_none() => E::load(lanes, row),
+                        Some(row) => lanes.mul(E::load(lanes, row), scales),
+                        None => zero,
+                    };
                     let first = 32 * d + 2 * p;
                     unit.store_pairs(load(first), load(first + 1), to);
                 }
@@ -114,9 +118,15 @@ impl<E: FloatElement> PairKernel for PackRun<'_, E> {
             for c in 0..2 * dims {
                 let to = &mut values[c * STEPS + t / 2].0[t % 2 * 8..][..8];
                 for (p, to) in to.iter_mut().enumerate() {
-                    let load = |token: usize| match c < vectors && token < seen {
-                        true => E::load(lanes, &from[token * vectors + c]),
-                        false => zero,
+                    let load = |token: usize| {
+                        if c >= vectors || token >= seen {
+                            return zero;
+                        }
+                        let value = E::load(lanes, &from.rows[token * vectors + c]);
+                        match from.scales {
+                            Some(scales) => lanes.mul(value, lanes.splat(scales[token])),
+                            None => value,
+                        }
                     };
                     unit.store_pairs(load(2 * p), load(2 * p + 1), to);
                 }

@@ -10,9 +10,8 @@ use crate::cpu::generic::tile_attention::{
 };
 use crate::cpu::generic::tile_matmul::TileWords;
 use crate::cpu::isa::LaneIsa;
-use crate::cpu::panel::FloatElement;
 use crate::cpu::vector::LANES;
-use crate::kv_cache::{KvCache, KvCells, KvDtype, KvLayout, WithElement, with_element};
+use crate::kv_cache::{KvCache, KvCells, KvDtype, KvElement, KvLayout, WithElement, with_element};
 use crate::tensor::{Rows, RowsMut};
 use std::marker::PhantomData;
 
@@ -66,7 +65,7 @@ impl Shape {
 }
 
 /// Forbids the page after the last tile of the cache.
-fn guard_end<E: FloatElement>(cells: &KvCells<'_>) {
+fn guard_end<E: KvElement>(cells: &KvCells<'_>) {
     let layout = cells.layout();
     let tile = layout.block_size / LANES - 1;
     let block = layout.num_blocks as u32 - 1;
@@ -101,7 +100,7 @@ struct Outs {
 impl WithElement for &Case<'_> {
     type Output = Outs;
 
-    fn with<E: FloatElement>(self) -> Outs {
+    fn with<E: KvElement>(self) -> Outs {
         let mut cache = KvCache::new(self.shape.layout()).unwrap();
         let cells = KvCells::new(&mut cache);
         guard_end::<E>(&cells);
@@ -120,7 +119,7 @@ impl WithElement for &Case<'_> {
 
 impl Case<'_> {
     /// In two runs, so that the second begins within a tile.
-    fn write<E: FloatElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) {
+    fn write<E: KvElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) {
         let (d, context) = (self.shape.head_dim, self.shape.context_len);
         for run in [0..context / 2, context / 2..context] {
             let of = |x: &[f32]| Guarded::new(&x[run.start * d..run.end * d], self.edge);
@@ -148,7 +147,7 @@ impl Case<'_> {
         }
     }
 
-    fn attend<E: FloatElement>(
+    fn attend<E: KvElement>(
         &self,
         cells: &KvCells<'_>,
         block_table: &[u32],
@@ -173,7 +172,7 @@ impl Case<'_> {
         });
     }
 
-    fn whole<E: FloatElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) -> Vec<f32> {
+    fn whole<E: KvElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) -> Vec<f32> {
         let shape = self.shape;
         let mut out = Guarded::new(&vec![f32::NAN; self.q.len()], self.edge);
         let into = Into::Out(RowsMut::new(&mut out, shape.queries, shape.width()));
@@ -182,7 +181,7 @@ impl Case<'_> {
         out.to_vec()
     }
 
-    fn merged<E: FloatElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) -> Vec<f32> {
+    fn merged<E: KvElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) -> Vec<f32> {
         let shape = self.shape;
         let (len, records) = (partial_len(shape.head_dim), shape.queries * shape.heads);
         let segments = 0..shape.context_len.div_ceil(SEGMENT);
@@ -209,7 +208,7 @@ impl Case<'_> {
         merged.collect()
     }
 
-    fn tiles<E: FloatElement>(
+    fn tiles<E: KvElement>(
         &self,
         unit: Unit,
         cells: &KvCells<'_>,

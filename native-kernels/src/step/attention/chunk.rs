@@ -7,8 +7,7 @@ use crate::cpu::generic::elementwise::{RmsNorm, Rope};
 use crate::cpu::generic::kv_write::{Half, WriteCells};
 use crate::cpu::generic::tile_attention::{PackRun, TileAttention};
 use crate::cpu::isa::{LaneIsa, TileIsa};
-use crate::cpu::panel::FloatElement;
-use crate::kv_cache::WithElement;
+use crate::kv_cache::{KvElement, WithElement};
 use crate::step::rows::{Norm, resized};
 use crate::step::{Buffer, Part, Running, Scratch, Sequence};
 use crate::tensor::{Rows, RowsMut};
@@ -32,7 +31,7 @@ pub(super) struct Run<'a, 'b> {
 impl WithElement for Run<'_, '_> {
     type Output = ();
 
-    fn with<E: FloatElement>(mut self) {
+    fn with<E: KvElement>(mut self) {
         let sequences = self.running.step.sequences;
         if self.part == Part::WriteCache {
             let kv_heads = self.attention.num_kv_heads;
@@ -155,7 +154,7 @@ impl Run<'_, '_> {
     }
 
     /// Brings one run of keys and values of a long sequence into tiles.
-    fn pack<E: FloatElement>(&mut self, isa: TileIsa) {
+    fn pack<E: KvElement>(&mut self, isa: TileIsa) {
         let attention = self.attention;
         let mut chunk = self.chunk;
         let mut sequences = self.running.step.sequences.iter().enumerate();
@@ -227,12 +226,7 @@ impl Run<'_, '_> {
         });
     }
 
-    fn write_keys<E: FloatElement>(
-        &mut self,
-        s: &Sequence<'_>,
-        kv_head: usize,
-        rows: Range<usize>,
-    ) {
+    fn write_keys<E: KvElement>(&mut self, s: &Sequence<'_>, kv_head: usize, rows: Range<usize>) {
         let head_dim = self.attention.head_dim;
         for first in rows.clone().step_by(WRITE_ROWS) {
             let rows = first..rows.end.min(first + WRITE_ROWS);
@@ -256,12 +250,7 @@ impl Run<'_, '_> {
         }
     }
 
-    fn write_values<E: FloatElement>(
-        &mut self,
-        s: &Sequence<'_>,
-        kv_head: usize,
-        rows: Range<usize>,
-    ) {
+    fn write_values<E: KvElement>(&mut self, s: &Sequence<'_>, kv_head: usize, rows: Range<usize>) {
         let head_dim = self.attention.head_dim;
         // SAFETY: no phase of attention writes queries, keys or values.
         let values = unsafe { self.running.read(self.attention.value) };
@@ -281,7 +270,7 @@ impl Run<'_, '_> {
 
     /// Attention of some rows of a sequence and the heads of one KV head: results to their buffer, or partial sums from
     /// `record` on.
-    fn attend<E: FloatElement>(
+    fn attend<E: KvElement>(
         &mut self,
         s: &Sequence<'_>,
         kv_head: usize,

@@ -77,6 +77,22 @@ fn the_budget_adds_up() {
 }
 
 #[test]
+fn a_block_of_eight_bits_holds_its_scales() {
+    let wishes = Wishes {
+        config: EngineConfig {
+            kv_dtype: "q8".to_owned(),
+            user_set: vec!["kv-dtype".to_owned()],
+            ..EngineConfig::default()
+        },
+        ..Wishes::default()
+    };
+    let plan = planned(&machine(), &model("q4_1"), &wishes).expect("there is a kernel");
+    // 30 layers, keys and values of 3 heads of 64: a byte for each element, and four for what they share.
+    let block = 30 * 2 * 3 * (64 + 4) * u64::from(plan.engine.block_size);
+    assert_eq!(plan.memory.kv_block_bytes, block);
+}
+
+#[test]
 fn a_cache_of_a_set_size_has_that_size() {
     let wishes = |bytes: u64| Wishes {
         config: EngineConfig {

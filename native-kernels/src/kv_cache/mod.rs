@@ -6,12 +6,14 @@
 //! values: [kv head][tile of 16 tokens][16][padded head_dim] a lane is a dimension of the output
 //! ```
 //! Blocks are outermost, so a cache that is little used is little touched. The padding of values (head sizes that are no
-//! multiple of 16) stays zero.
+//! multiple of 16) stays zero. A tile of bytes is followed by the scales of its tokens, `f32 [16]`.
 
-use crate::cpu::panel::FloatElement;
+mod element;
+
+pub(crate) use element::{KvElement, WithElement, with_element};
+
 use crate::cpu::vector::LANES;
 use crate::memory::Region;
-use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::{fmt, io};
@@ -25,11 +27,13 @@ pub enum KvDtype {
     F16,
     /// `bf16`.
     BF16,
+    /// 8 bits, with an `f32` scale for the keys and one for the values of each token and head.
+    Q8,
 }
 
 impl KvDtype {
     /// Every element type.
-    pub const ALL: [KvDtype; 3] = [KvDtype::F32, KvDtype::F16, KvDtype::BF16];
+    pub const ALL: [KvDtype; 4] = [KvDtype::F32, KvDtype::F16, KvDtype::BF16, KvDtype::Q8];
 
     /// The name that facts and plans use.
     pub fn name(self) -> &'static str {
@@ -37,6 +41,7 @@ impl KvDtype {
             KvDtype::F32 => "f32",
             KvDtype::F16 => "f16",
             KvDtype::BF16 => "bf16",
+            KvDtype::Q8 => "q8",
         }
     }
 
@@ -45,11 +50,17 @@ impl KvDtype {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Bytes of one element.
+    /// Bytes that the keys of one token and head take, or its values; without padding.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        (head_dim + self.scale_rows()) * self.bytes()
+    }
+
+    /// Bytes of one element, scales left aside.
     pub fn bytes(self) -> usize {
         match self {
             KvDtype::F32 => 4,
             KvDtype::F16 | KvDtype::BF16 => 2,
+            KvDtype::Q8 => 1,
         }
     }
 }
@@ -90,12 +101,22 @@ impl KvLayout {
 
     /// Elements of the keys of one head in one block.
     fn head_keys(&self) -> usize {
-        self.block_size * self.head_dim
+        self.block_size / LANES * self.key_tile()
     }
 
     /// Elements of the values of one head in one block.
     fn head_values(&self) -> usize {
-        self.block_size * self.head_dim.next_multiple_of(LANES)
+        self.block_size / LANES * self.value_tile()
+    }
+
+    /// Elements of the keys of sixteen tokens and one head, with their scales.
+    fn key_tile(&self) -> usize {
+        (self.head_dim + self.dtype.scale_rows()) * LANES
+    }
+
+    /// Elements of the values of sixteen tokens and one head, with their scales.
+    fn value_tile(&self) -> usize {
+        (self.head_dim.next_multiple_of(LANES) + self.dtype.scale_rows()) * LANES
     }
 
     fn check(&self) -> Result<(), KvCacheError> {
@@ -203,7 +224,7 @@ impl<'a> KvCells<'a> {
     ///
     /// # Safety
     /// While what is returned lives, nobody writes a tile that is read through it.
-    pub unsafe fn layer<E: FloatElement>(&self, layer: usize) -> KvLayer<'_, E> {
+    pub unsafe fn layer<E: KvElement>(&self, layer: usize) -> KvLayer<'_, E> {
         assert!(
             layer < self.layout.layers,
             "layer {layer} of {}",
@@ -216,11 +237,11 @@ impl<'a> KvCells<'a> {
         }
     }
 
-    /// Keys of sixteen tokens: `[head_dim][16]`.
+    /// Keys of sixteen tokens: `[head_dim][16]`, and the rows of their scales.
     ///
     /// **Panics** if there is no such tile.
     #[inline(always)]
-    pub fn key_tile<E: FloatElement>(
+    pub fn key_tile<E: KvElement>(
         &self,
         layer: usize,
         block: u32,
@@ -228,14 +249,14 @@ impl<'a> KvCells<'a> {
         tile: usize,
     ) -> *mut [[E; LANES]] {
         let first = key_tile(&self.layout, block, layer, kv_head, tile);
-        self.vectors(first, self.layout.head_dim)
+        self.vectors(first, self.layout.head_dim + E::SCALE_ROWS)
     }
 
-    /// Values of sixteen tokens: `[16][padded head_dim / 16]` vectors.
+    /// Values of sixteen tokens: `[16][padded head_dim / 16]` vectors, and the rows of their scales.
     ///
     /// **Panics** if there is no such tile.
     #[inline(always)]
-    pub fn value_tile<E: FloatElement>(
+    pub fn value_tile<E: KvElement>(
         &self,
         layer: usize,
         block: u32,
@@ -243,12 +264,13 @@ impl<'a> KvCells<'a> {
         tile: usize,
     ) -> *mut [[E; LANES]] {
         let first = value_tile(&self.layout, block, layer, kv_head, tile);
-        self.vectors(first, self.layout.head_dim.next_multiple_of(LANES))
+        let rows = self.layout.head_dim.next_multiple_of(LANES);
+        self.vectors(first, rows + E::SCALE_ROWS)
     }
 
     /// `count` vectors from element `first` on: a pointer to memory of the cache, aligned for `E`.
     #[inline(always)]
-    fn vectors<E: FloatElement>(&self, first: usize, count: usize) -> *mut [[E; LANES]] {
+    fn vectors<E: KvElement>(&self, first: usize, count: usize) -> *mut [[E; LANES]] {
         let bytes = size_of::<[E; LANES]>();
         let (from, len) = (first * size_of::<E>(), count * bytes);
         assert!(
@@ -277,7 +299,33 @@ pub(crate) struct KvLayer<'a, E> {
     element: PhantomData<E>,
 }
 
-impl<'a, E: FloatElement> KvLayer<'a, E> {
+/// Keys or values of sixteen tokens and one head.
+#[derive(Clone, Copy)]
+pub(crate) struct KvTile<'a, E> {
+    /// As [`KvLayer::keys`] and [`KvLayer::values`] say.
+    pub rows: &'a [[E; LANES]],
+    /// What the elements of each token are to be multiplied by.
+    pub scales: Option<&'a [f32; LANES]>,
+}
+
+impl<'a, E: KvElement> KvTile<'a, E> {
+    /// No tokens.
+    pub const NONE: Self = Self {
+        rows: &[],
+        scales: None,
+    };
+
+    #[inline(always)]
+    fn new(tile: &'a [[E; LANES]]) -> Self {
+        let (rows, scales) = tile.split_at(tile.len() - E::SCALE_ROWS);
+        Self {
+            rows,
+            scales: E::scales(scales),
+        }
+    }
+}
+
+impl<'a, E: KvElement> KvLayer<'a, E> {
     pub fn head_dim(&self) -> usize {
         self.cells.layout.head_dim
     }
@@ -288,16 +336,16 @@ impl<'a, E: FloatElement> KvLayer<'a, E> {
 
     /// Keys of sixteen tokens: `[head_dim][16]`.
     #[inline(always)]
-    pub fn keys(&self, block: u32, kv_head: usize, tile: usize) -> &'a [[E; LANES]] {
+    pub fn keys(&self, block: u32, kv_head: usize, tile: usize) -> KvTile<'a, E> {
         // SAFETY: any bytes of the cache are values of `E`, and nobody writes these (see the type).
-        unsafe { &*self.cells.key_tile(self.layer, block, kv_head, tile) }
+        KvTile::new(unsafe { &*self.cells.key_tile(self.layer, block, kv_head, tile) })
     }
 
     /// Values of sixteen tokens: `[16][padded head_dim / 16]` vectors.
     #[inline(always)]
-    pub fn values(&self, block: u32, kv_head: usize, tile: usize) -> &'a [[E; LANES]] {
+    pub fn values(&self, block: u32, kv_head: usize, tile: usize) -> KvTile<'a, E> {
         // SAFETY: as above.
-        unsafe { &*self.cells.value_tile(self.layer, block, kv_head, tile) }
+        KvTile::new(unsafe { &*self.cells.value_tile(self.layer, block, kv_head, tile) })
     }
 }
 
@@ -312,7 +360,7 @@ pub(crate) fn key_tile(
 ) -> usize {
     (block as usize * layout.layers + layer) * layout.layer_elements()
         + kv_head * layout.head_keys()
-        + tile * LANES * layout.head_dim
+        + tile * layout.key_tile()
 }
 
 /// First element of the values of a tile.
@@ -327,64 +375,57 @@ pub(crate) fn value_tile(
     (block as usize * layout.layers + layer) * layout.layer_elements()
         + layout.num_kv_heads * layout.head_keys()
         + kv_head * layout.head_values()
-        + tile * LANES * layout.head_dim.next_multiple_of(LANES)
-}
-
-/// Calls `f` for the element type of `dtype`, as a generic parameter.
-pub(crate) trait WithElement {
-    type Output;
-    fn with<E: FloatElement>(self) -> Self::Output;
-}
-
-pub(crate) fn with_element<W: WithElement>(dtype: KvDtype, w: W) -> W::Output {
-    match dtype {
-        KvDtype::F32 => w.with::<f32>(),
-        KvDtype::F16 => w.with::<f16>(),
-        KvDtype::BF16 => w.with::<bf16>(),
-    }
+        + tile * layout.value_tile()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn layout() -> KvLayout {
+    fn layout(dtype: KvDtype) -> KvLayout {
         KvLayout {
             layers: 3,
             num_kv_heads: 2,
             head_dim: 24,
             block_size: 32,
             num_blocks: 5,
-            dtype: KvDtype::F16,
+            dtype,
         }
     }
 
     #[test]
     fn tiles_fill_the_cache_without_overlap() {
-        let layout = layout();
-        let mut ranges = Vec::new();
-        for block in 0..5 {
-            for layer in 0..3 {
-                for head in 0..2 {
-                    for tile in 0..2 {
-                        let keys = key_tile(&layout, block, layer, head, tile);
-                        let values = value_tile(&layout, block, layer, head, tile);
-                        ranges.push((keys, keys + 16 * 24));
-                        ranges.push((values, values + 16 * 32));
+        for dtype in KvDtype::ALL {
+            let layout = layout(dtype);
+            let scales = match dtype {
+                KvDtype::Q8 => 16 * size_of::<f32>(),
+                _ => 0,
+            };
+            let mut ranges = Vec::new();
+            for block in 0..5 {
+                for layer in 0..3 {
+                    for head in 0..2 {
+                        for tile in 0..2 {
+                            let keys = key_tile(&layout, block, layer, head, tile);
+                            let values = value_tile(&layout, block, layer, head, tile);
+                            ranges.push((keys, keys + 16 * 24 + scales));
+                            ranges.push((values, values + 16 * 32 + scales));
+                        }
                     }
                 }
             }
+            ranges.sort();
+            assert_eq!(ranges[0].0, 0);
+            assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0));
+            let elements = ranges.last().unwrap().1;
+            assert_eq!(elements * dtype.bytes(), 5 * layout.block_bytes());
         }
-        ranges.sort();
-        assert_eq!(ranges[0].0, 0);
-        assert!(ranges.windows(2).all(|pair| pair[0].1 == pair[1].0));
-        assert_eq!(ranges.last().unwrap().1 * 2, 5 * layout.block_bytes());
     }
 
     #[test]
     fn impossible_caches_are_refused() {
         let wrong = |change: fn(&mut KvLayout)| {
-            let mut layout = layout();
+            let mut layout = layout(KvDtype::F16);
             change(&mut layout);
             KvCache::new(layout).unwrap_err().to_string()
         };
