@@ -23,6 +23,10 @@ pub(crate) struct Amx(Avx512);
 pub(crate) fn usable() -> bool {
     static USABLE: OnceLock<bool> = OnceLock::new();
     *USABLE.get_or_init(|| {
+        // An interpreter of Rust executes no assembly.
+        if cfg!(miri) {
+            return false;
+        }
         let has = |bit: u32| __cpuid_count(7, 0).edx >> bit & 1 == 1;
         const AMX_BF16: u32 = 22;
         const AMX_TILE: u32 = 24;

@@ -226,7 +226,7 @@ pub(crate) struct Streaming {
 /// (Zen 4) the products of one row with 97 MB of `q4_1` weights took 6.4 ms without a prefetch, 3.2 to 3.4 ms at 64 to
 /// 320 bytes, 3.6 to 4.2 ms at 640 bytes and more; panels side by side were slower (5.2 ms for two, 3.5 to 5.3 ms for
 /// four). To repeat: return other numbers here, then `cargo bench -p plinth-kernels -- "head, 1 tokens" --threads 1`.
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) fn streaming() -> Streaming {
     let vendor = std::arch::x86_64::__cpuid(0);
     let intel = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
@@ -244,7 +244,7 @@ pub(crate) fn streaming() -> Streaming {
 }
 
 /// What suits any CPU. The portable lanes do not ask ahead.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(any(not(target_arch = "x86_64"), miri))]
 pub(crate) fn streaming() -> Streaming {
     Streaming {
         ahead: 256,
