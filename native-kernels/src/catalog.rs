@@ -76,6 +76,27 @@ const AMX: Tier = Tier {
     rank: 500,
 };
 
+#[cfg(target_arch = "aarch64")]
+const NEON: Tier = Tier {
+    name: "neon",
+    requires: &["asimd"],
+    rank: 200,
+};
+
+#[cfg(target_arch = "aarch64")]
+const NEON_DOTPROD: Tier = Tier {
+    name: "neon-dotprod",
+    requires: &["asimd", "asimddp"],
+    rank: 300,
+};
+
+#[cfg(target_arch = "aarch64")]
+const NEON_I8MM: Tier = Tier {
+    name: "neon-i8mm",
+    requires: &["asimd", "asimddp", "i8mm"],
+    rank: 400,
+};
+
 /// Tiers with tile registers, best first.
 const TILE_TIERS: &[Tier] = &[
     #[cfg(target_arch = "x86_64")]
@@ -88,6 +109,8 @@ const LANE_TIERS: &[Tier] = &[
     AVX512,
     #[cfg(target_arch = "x86_64")]
     AVX2,
+    #[cfg(target_arch = "aarch64")]
+    NEON,
     PORTABLE,
 ];
 
@@ -99,6 +122,12 @@ const INT8_TIERS: &[Tier] = &[
     AVX_VNNI,
     #[cfg(target_arch = "x86_64")]
     AVX2,
+    #[cfg(target_arch = "aarch64")]
+    NEON_I8MM,
+    #[cfg(target_arch = "aarch64")]
+    NEON_DOTPROD,
+    #[cfg(target_arch = "aarch64")]
+    NEON,
     PORTABLE,
 ];
 

@@ -1,4 +1,4 @@
-//! The integer instructions of x86 in plain Rust, saturation and all, so that the algorithms built on them are tested
+//! The integer instructions of x86 and ARM in plain Rust, saturation and all, so that the algorithms built on them are tested
 //! on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
 
 use super::generic::dot::{Dpbusd, Maddubs, bytes_by_maddubs, nibbles_by_maddubs};
@@ -10,9 +10,13 @@ use std::array::from_fn;
 #[derive(Clone, Copy)]
 pub(crate) struct EmulatedMaddubs;
 
-/// What AVX-512 VNNI does.
+/// What AVX-512 VNNI does, and ARM's `usdot`.
 #[derive(Clone, Copy)]
 pub(crate) struct EmulatedVnni;
+
+/// What ARM's `sdot` does, and NEON without it: there two products are added in 16 bits, which must hold them.
+#[derive(Clone, Copy)]
+pub(crate) struct EmulatedSdot;
 
 macro_rules! emulated_quads {
     ($name:ty) => {
@@ -82,6 +86,7 @@ macro_rules! emulated_quads {
 
 emulated_quads!(EmulatedMaddubs);
 emulated_quads!(EmulatedVnni);
+emulated_quads!(EmulatedSdot);
 
 impl Dpbusd for EmulatedVnni {
     const ROWS: usize = 8;
@@ -96,6 +101,29 @@ impl Dpbusd for EmulatedVnni {
             let products =
                 (4 * lane..4 * lane + 4).map(|i| i32::from(w[i]) * i32::from(q[i] as i8));
             sum[lane].wrapping_add(products.sum())
+        })
+    }
+}
+
+impl Dpbusd for EmulatedSdot {
+    const ROWS: usize = 4;
+    const CENTRE: i32 = 128;
+
+    #[inline(always)]
+    fn lanes(self) -> Portable {
+        Portable
+    }
+
+    fn centred(self, w: [u8; 64]) -> [u8; 64] {
+        w.map(|w| w ^ 0x80)
+    }
+
+    fn dpbusd(self, sum: [i32; LANES], w: [u8; 64], q: [u8; 64]) -> [i32; LANES] {
+        from_fn(|lane| {
+            let product = |i: usize| i16::from(w[i] as i8) * i16::from(q[i] as i8);
+            let pair = |i| product(i).checked_add(product(i + 1)).expect("it fits");
+            let four = i32::from(pair(4 * lane)) + i32::from(pair(4 * lane + 2));
+            sum[lane].wrapping_add(four)
         })
     }
 }

@@ -103,14 +103,12 @@ fn page_bytes() -> usize {
 
 /// The instruction sets with float lanes that this CPU has.
 fn lane_isas() -> Vec<LaneIsa> {
-    let names = ["portable", "avx2", "avx512"];
-    names.into_iter().filter_map(LaneIsa::detect).collect()
+    LaneIsa::all().collect()
 }
 
 /// The instruction sets with integer dot products that this CPU has.
 fn int8_isas() -> Vec<Int8Isa> {
-    let names = ["portable", "avx2", "avx-vnni", "avx512-vnni"];
-    names.into_iter().filter_map(Int8Isa::detect).collect()
+    Int8Isa::all().collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {

@@ -9,6 +9,10 @@ use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{Avx512, Avx512Vnni};
 use super::generic::tile_matmul::{PairKernel, TileKernel};
+#[cfg(target_arch = "aarch64")]
+use super::neon::Neon;
+#[cfg(target_arch = "aarch64")]
+use super::neon_dot::{NeonDotprod, NeonI8mm};
 use super::portable::Portable;
 use super::vector::{Int8, Int8Kernel, LaneKernel, Lanes};
 use plinth_platform::facts::Kernel;
@@ -21,9 +25,18 @@ pub(crate) enum LaneIsa {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl LaneIsa {
+    /// All that this CPU has, the portable one first and the widest last.
+    pub fn all() -> impl Iterator<Item = Self> {
+        ["portable", "neon", "avx2", "avx512"]
+            .into_iter()
+            .filter_map(Self::detect)
+    }
+
     /// The instruction set of that name in the catalogue, if this CPU has it.
     pub fn detect(name: &str) -> Option<Self> {
         match name {
@@ -32,6 +45,8 @@ impl LaneIsa {
             "avx2" => Avx2::detect().map(LaneIsa::Avx2),
             #[cfg(target_arch = "x86_64")]
             "avx512" => Avx512::detect().map(LaneIsa::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Neon::detect().map(LaneIsa::Neon),
             _ => None,
         }
     }
@@ -44,6 +59,8 @@ impl LaneIsa {
             LaneIsa::Avx2(lanes) => lanes.run(kernel),
             #[cfg(target_arch = "x86_64")]
             LaneIsa::Avx512(lanes) => lanes.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            LaneIsa::Neon(lanes) => lanes.run(kernel),
         }
     }
 
@@ -55,6 +72,8 @@ impl LaneIsa {
             LaneIsa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             LaneIsa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            LaneIsa::Neon(_) => "neon",
         }
     }
 
@@ -81,9 +100,31 @@ pub(crate) enum Int8Isa {
     AvxVnni(AvxVnni),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(NeonDotprod),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
 }
 
 impl Int8Isa {
+    /// All that this CPU has, the portable one first.
+    #[cfg(test)]
+    pub fn all() -> impl Iterator<Item = Self> {
+        [
+            "portable",
+            "neon",
+            "neon-dotprod",
+            "neon-i8mm",
+            "avx2",
+            "avx-vnni",
+            "avx512-vnni",
+        ]
+        .into_iter()
+        .filter_map(Self::detect)
+    }
+
     /// The instruction set of that name in the catalogue, if this CPU has it.
     pub fn detect(name: &str) -> Option<Self> {
         match name {
@@ -94,6 +135,12 @@ impl Int8Isa {
             "avx-vnni" => AvxVnni::detect().map(Int8Isa::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             "avx512-vnni" => Avx512Vnni::detect().map(Int8Isa::Avx512Vnni),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Neon::detect().map(Int8Isa::Neon),
+            #[cfg(target_arch = "aarch64")]
+            "neon-dotprod" => NeonDotprod::detect().map(Int8Isa::NeonDotprod),
+            #[cfg(target_arch = "aarch64")]
+            "neon-i8mm" => NeonI8mm::detect().map(Int8Isa::NeonI8mm),
             _ => None,
         }
     }
@@ -108,6 +155,12 @@ impl Int8Isa {
             Int8Isa::AvxVnni(int8) => int8.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Int8Isa::Avx512Vnni(int8) => int8.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Int8Isa::Neon(int8) => int8.run_int8(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Int8Isa::NeonDotprod(int8) => int8.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Int8Isa::NeonI8mm(int8) => int8.run(kernel),
         }
     }
 
@@ -121,6 +174,12 @@ impl Int8Isa {
             Int8Isa::AvxVnni(_) => "avx-vnni",
             #[cfg(target_arch = "x86_64")]
             Int8Isa::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Int8Isa::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Int8Isa::NeonDotprod(_) => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Int8Isa::NeonI8mm(_) => "neon-i8mm",
         }
     }
 
@@ -205,7 +264,19 @@ fn has(feature: &str) -> bool {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+/// Does this CPU have the feature that Linux calls so?
+#[cfg(target_arch = "aarch64")]
+fn has(feature: &str) -> bool {
+    use std::arch::is_aarch64_feature_detected;
+    match feature {
+        "asimd" => is_aarch64_feature_detected!("neon"),
+        "asimddp" => is_aarch64_feature_detected!("dotprod"),
+        "i8mm" => is_aarch64_feature_detected!("i8mm"),
+        _ => false,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn has(_: &str) -> bool {
     false
 }

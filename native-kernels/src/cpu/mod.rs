@@ -26,5 +26,9 @@ pub(crate) mod emulated;
 pub(crate) mod emulated_tiles;
 #[cfg(all(test, unix))]
 mod guard_pages;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon_dot;
 #[cfg(test)]
 mod rows_tests;

@@ -10,7 +10,6 @@ use crate::tensor::RowsMut;
 #[test]
 fn every_head_is_turned_by_its_position() {
     let mut random = Random(1);
-    let names = ["portable", "avx2", "avx512"];
     for layout in [RopeLayout::Interleaved, RopeLayout::HalfSplit] {
         for (head_dim, dims) in [(64, 64), (8, 8), (80, 80), (96, 24), (128, 128), (40, 34)] {
             let heads = 3;
@@ -23,7 +22,7 @@ fn every_head_is_turned_by_its_position() {
                 let positions = [0, 99, 7, 7];
                 let x = random.floats(4 * heads * head_dim);
                 let mut first: Option<Vec<f32>> = None;
-                for isa in names.into_iter().filter_map(LaneIsa::detect) {
+                for isa in LaneIsa::all() {
                     let mut out = x.clone();
                     isa.run(Rope {
                         x: RowsMut::new(&mut out, 4, heads * head_dim),

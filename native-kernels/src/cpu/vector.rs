@@ -21,6 +21,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 
     /// Rows of a register block in a float matrix product; it holds this many accumulators per panel.
     const ROWS: usize;
+    /// Panels of a register block of several rows: 1 or 2.
+    const PANELS: usize = 2;
     /// Accumulators that fit in registers beside what they are computed from.
     const ACCUMULATORS: usize;
 

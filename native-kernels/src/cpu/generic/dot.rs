@@ -1,9 +1,14 @@
-//! Integer dot products out of the two instructions that x86 has for them.
+//! Integer dot products out of the instructions that CPUs have for them.
 //!
-//! A register of 64 bytes holds four inputs of each of sixteen outputs; four activations are repeated in all its lanes.
+//! A register of 64 bytes (or several that are as many) holds four inputs of each of sixteen outputs; four activations are
+//! repeated in all its lanes.
 //!
-//! * `dpbusd` (AVX-VNNI, AVX-512 VNNI) multiplies unsigned by signed bytes and adds four products to an `i32`: exact.
-//! * `maddubs` (AVX2) multiplies the same way but adds two products to an `i16` that **saturates** at 32767. So:
+//! * `dpbusd` (AVX-VNNI, AVX-512 VNNI; ARM's `usdot`) multiplies unsigned by signed bytes and adds four products to an
+//!   `i32`: exact.
+//! * `sdot` (ARM) does so with signed bytes on both sides. Weights below 128 are the same bytes either way. Those of 8 bits
+//!   are made signed by taking 128 from them, which takes 128 times the sum of the activations from the result; that sum is
+//!   known, and the result begins with what is missing.
+//! * `maddubs` (AVX2) multiplies unsigned by signed bytes but adds two products to an `i16` that **saturates** at 32767. So:
 //!   - weights of 4 bits: a pair is at most 2 * 15 * 127 = 3810, and all eight pairs of a block fit (30480);
 //!   - of 5 bits: 7874, four fit; of 6 bits: 16002, two fit;
 //!   - of 8 bits a pair may be 64770. There the weight's sign moves to the activation (`|w| * sign(w) q`), which bounds
@@ -11,15 +16,21 @@
 
 use crate::cpu::vector::{Int8, Quads, SumOf, Unpack};
 
-/// Quads with the instruction `dpbusd`.
+/// Quads with the instruction `dpbusd`, or one that does the same with signed weights.
 pub(crate) trait Dpbusd: Quads + Send + Sync + 'static {
     /// Rows of a register block in a quantised matrix product.
     const ROWS: usize;
+    /// What [`centred`](Self::centred) takes from weights: 128 where the instruction wants them signed.
+    const CENTRE: i32 = 0;
 
     /// The float lanes that go with it.
     fn lanes(self) -> Self::Lanes;
 
-    /// Adds the four products of unsigned `w` and signed `q` to each lane.
+    /// Weights of 8 bits as the instruction wants them. Smaller ones are so already.
+    fn centred(self, w: Self::Bytes) -> Self::Bytes {
+        w
+    }
+    /// Adds the four products of `w`, below 128 or [`centred`](Self::centred), and signed `q` to each lane.
     fn dpbusd(self, sum: SumOf<Self>, w: Self::Bytes, q: Self::Bytes) -> SumOf<Self>;
 }
 
@@ -86,7 +97,7 @@ impl<D: Dpbusd> Int8 for D {
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
     ) -> [SumOf<D>; R] {
-        bytes_by_dpbusd::<D, R, P, ZERO>(self, weights, q, sums)
+        bytes_by_dpbusd::<D, R, P, BITS, ZERO>(self, weights, q, sums)
     }
 }
 
@@ -119,18 +130,22 @@ fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
 }
 
 #[inline(always)]
-fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const ZERO: i32>(
+fn bytes_by_dpbusd<D: Dpbusd, const R: usize, const P: usize, const BITS: u32, const ZERO: i32>(
     d: D,
     weights: &impl Unpack<P>,
     q: [&[[i8; 4]; P]; R],
     sums: [i32; R],
 ) -> [SumOf<D>; R] {
+    let centre = if BITS == 8 { D::CENTRE } else { 0 };
     let mut dots = [d.splat(0); R];
     for r in 0..R {
-        dots[r] = d.splat(-ZERO * sums[r]);
+        dots[r] = d.splat((centre - ZERO) * sums[r]);
     }
     unrolled!(p in 0..P {
-        let weights = weights.quad(d, p);
+        let mut weights = weights.quad(d, p);
+        if BITS == 8 {
+            weights = d.centred(weights);
+        }
         for r in 0..R {
             dots[r] = d.dpbusd(dots[r], weights, d.repeat(&q[r][p]));
         }
@@ -248,7 +263,7 @@ fn signed_bytes_by_maddubs<M: Maddubs, const R: usize, const P: usize, const ZER
 
 #[cfg(test)]
 mod tests {
-    use crate::cpu::emulated::{EmulatedMaddubs, EmulatedVnni};
+    use crate::cpu::emulated::{EmulatedMaddubs, EmulatedSdot, EmulatedVnni};
     use crate::cpu::isa::Int8Isa;
     use crate::cpu::portable::Portable;
     use crate::cpu::vector::{Int8, Int8Kernel, LANES, Lanes};
@@ -315,10 +330,9 @@ mod tests {
             "maddubs, emulated"
         );
         assert_eq!(dots.clone().run(EmulatedVnni), expected, "vnni, emulated");
-        for name in ["avx2", "avx-vnni", "avx512-vnni"] {
-            if let Some(isa) = Int8Isa::detect(name) {
-                assert_eq!(isa.run(dots.clone()), expected, "{name}");
-            }
+        assert_eq!(dots.clone().run(EmulatedSdot), expected, "sdot, emulated");
+        for isa in Int8Isa::all() {
+            assert_eq!(isa.run(dots.clone()), expected, "{}", isa.name());
         }
     }
 

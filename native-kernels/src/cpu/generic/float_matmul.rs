@@ -180,14 +180,15 @@ impl<P: Panels> LaneKernel for FloatMatmul<'_, P> {
                 panel += 4;
             }
         }
-        while panel + 2 <= self.panels.end {
+        while L::PANELS == 2 && panel + 2 <= self.panels.end {
             let (two, _) = scratch.split_first_chunk_mut().expect("2 of 4");
             self.panel_set::<L, 2>(lanes, panel, two);
             panel += 2;
         }
-        if panel < self.panels.end {
+        while panel < self.panels.end {
             let (one, _) = scratch.split_first_chunk_mut().expect("1 of 4");
             self.panel_set::<L, 1>(lanes, panel, one);
+            panel += 1;
         }
     }
 }

@@ -3,9 +3,8 @@
 use super::integers::{Bytes, Halves, Pairs, Triples};
 use super::{FloatElement, PanelBlock, QuantBlock};
 use crate::Format;
-use crate::cpu::emulated::{EmulatedMaddubs, EmulatedVnni};
+use crate::cpu::emulated::{EmulatedMaddubs, EmulatedSdot, EmulatedVnni};
 use crate::cpu::isa::{Int8Isa, LaneIsa};
-use crate::cpu::portable::Portable;
 use crate::cpu::vector::{Int8, Int8Kernel, LANES, LaneKernel, Lanes};
 use crate::matrix::{WithPanels, with_panels};
 use crate::memory::{self, Pod};
@@ -41,17 +40,14 @@ fn activations(q: [[i8; 4]; 8], scale: f32) -> QuantBlock {
 
 /// Runs a kernel on every instance there is, and says on which.
 fn on_every_instance<K: Int8Kernel + Clone>(kernel: &K) -> Vec<(&'static str, K::Output)> {
-    let mut outputs = vec![
-        ("portable", kernel.clone().run(Portable)),
-        ("maddubs, emulated", kernel.clone().run(EmulatedMaddubs)),
-        ("vnni, emulated", kernel.clone().run(EmulatedVnni)),
-    ];
-    for name in ["avx2", "avx-vnni", "avx512-vnni"] {
-        if let Some(isa) = Int8Isa::detect(name) {
-            outputs.push((name, isa.run(kernel.clone())));
-        }
-    }
-    outputs
+    Int8Isa::all()
+        .map(|isa| (isa.name(), isa.run(kernel.clone())))
+        .chain([
+            ("maddubs, emulated", kernel.clone().run(EmulatedMaddubs)),
+            ("vnni, emulated", kernel.clone().run(EmulatedVnni)),
+            ("sdot, emulated", kernel.clone().run(EmulatedSdot)),
+        ])
+        .collect()
 }
 
 fn numbers<I: Int8, const R: usize>(
@@ -195,9 +191,8 @@ impl WithPanels for CheckPanel<'_> {
         for (lane, bytes) in self.blocks.bytes.iter().enumerate() {
             panel.pack(lane, bytes);
         }
-        let widened: Vec<_> = ["portable", "avx2", "avx512"]
-            .into_iter()
-            .filter_map(|name| Some((name, LaneIsa::detect(name)?.run(Widen(panel)))))
+        let widened: Vec<_> = LaneIsa::all()
+            .map(|isa| (isa.name(), isa.run(Widen(panel))))
             .collect();
         for lane in 0..LANES {
             for (k, expected) in self.blocks.elements(lane).into_iter().enumerate() {
