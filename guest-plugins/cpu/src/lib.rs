@@ -15,12 +15,15 @@ const ENV: [&str; 3] = [
 ];
 
 /// Vector units by the feature that sets each apart, widest first.
-const UNITS: [(&str, &str); 5] = [
+const UNITS: [(&str, &str); 8] = [
     ("amx_tile", "AMX tiles"),
     ("avx512_vnni", "AVX-512 with VNNI"),
     ("avx512f", "AVX-512"),
     ("avx_vnni", "AVX-VNNI"),
     ("avx2", "AVX2 with FMA and F16C"),
+    ("i8mm", "NEON with dotprod and i8mm"),
+    ("asimddp", "NEON with dotprod"),
+    ("asimd", "NEON"),
 ];
 
 impl Platform for Cpu {
@@ -37,7 +40,7 @@ impl Platform for Cpu {
         let unit = match UNITS.iter().find(|(feature, _)| needs(feature)) {
             None if kernel.requires.is_empty() => {
                 return format!(
-                    "no kernel is written for the vector unit of this machine ({}), and the portable one runs everywhere",
+                    "this build has no kernel for the vector unit of this machine ({}), and the portable one runs everywhere",
                     facts.host.arch
                 );
             }

@@ -48,15 +48,18 @@ impl<T: Copy> Guarded<T> {
         let mapping = NonNull::new(mapping.cast::<u8>()).expect("the system maps no page at zero");
         // SAFETY: the first page is followed by `inner` bytes of the mapping.
         let first = unsafe { mapping.add(page) };
-        // SAFETY: whole pages of the mapping just made, which nobody uses yet.
-        let done = unsafe {
-            libc::mprotect(
-                first.as_ptr().cast(),
-                inner,
-                libc::PROT_READ | libc::PROT_WRITE,
-            )
-        };
-        assert_eq!(done, 0, "pages can be made writable");
+        // Emulators refuse to change no pages at all.
+        if inner > 0 {
+            // SAFETY: whole pages of the mapping just made, which nobody uses yet.
+            let done = unsafe {
+                libc::mprotect(
+                    first.as_ptr().cast(),
+                    inner,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                )
+            };
+            assert_eq!(done, 0, "pages can be made writable");
+        }
         let offset = if edge == Edge::Start { 0 } else { inner - size };
         // SAFETY: `size` bytes from there on are within the writable pages.
         let start = unsafe { first.add(offset) }.cast::<T>();

@@ -203,6 +203,10 @@ pub(crate) enum TileIsa {
     Amx(Amx),
 }
 
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "there is no value to run a kernel with")
+)]
 impl TileIsa {
     /// The instruction set of that name in the catalogue, if this CPU has it.
     pub fn detect(name: &str) -> Option<Self> {

@@ -150,6 +150,11 @@ fn vector_unit(facts: &Facts) -> Finding {
                 Some(fix),
             )
         }
+        "aarch64" if has("asimddp") && has("i8mm") => {
+            (Verdict::Good, "NEON with dotprod and i8mm", None)
+        }
+        "aarch64" if has("asimddp") => (Verdict::Good, "NEON with dotprod", None),
+        "aarch64" if has("asimd") => (Verdict::Good, "NEON", None),
         _ => (
             Verdict::Note,
             "no kernels for this architecture yet: the portable ones serve, slowly",

@@ -108,23 +108,17 @@ fn nibbles_by_dpbusd<D: Dpbusd, const R: usize, const ZERO: i32>(
     q: [&[[i8; 4]; 8]; R],
     sums: [i32; R],
 ) -> [SumOf<D>; R] {
-    let mut low = [d.repeat(&[0; 4]); 4];
-    let mut high = low;
-    for p in 0..4 {
-        let bytes = d.load(&weights[p]);
-        low[p] = d.low_nibbles(bytes);
-        high[p] = d.high_nibbles(bytes);
-    }
     let mut dots = [d.splat(0); R];
     for r in 0..R {
-        let mut dot = d.splat(-ZERO * sums[r]);
-        for p in 0..4 {
-            dot = d.dpbusd(dot, low[p], d.repeat(&q[r][p]));
+        dots[r] = d.splat(-ZERO * sums[r]);
+    }
+    for p in 0..4 {
+        let bytes = d.load(&weights[p]);
+        let (low, high) = (d.low_nibbles(bytes), d.high_nibbles(bytes));
+        for r in 0..R {
+            dots[r] = d.dpbusd(dots[r], low, d.repeat(&q[r][p]));
+            dots[r] = d.dpbusd(dots[r], high, d.repeat(&q[r][4 + p]));
         }
-        for p in 0..4 {
-            dot = d.dpbusd(dot, high[p], d.repeat(&q[r][4 + p]));
-        }
-        dots[r] = dot;
     }
     dots
 }
