@@ -320,6 +320,29 @@ mod tests {
         }
     }
 
+    /// What it prints (`--show-output`) is what the other tests ran on.
+    #[test]
+    fn an_instruction_set_is_found_where_its_features_are() {
+        let catalog = catalog();
+        let mut found = std::collections::BTreeSet::new();
+        for kernel in &catalog {
+            let name = tier(kernel);
+            let detected = LaneIsa::detect(name).is_some()
+                || Int8Isa::detect(name).is_some()
+                || TileIsa::detect(name).is_some();
+            assert_eq!(
+                detected,
+                missing_features(kernel).is_empty(),
+                "{}",
+                kernel.id
+            );
+            if detected {
+                found.insert(name);
+            }
+        }
+        println!("instruction sets of this CPU: {found:?}");
+    }
+
     #[test]
     fn few_rows_end_before_the_first_kernel_for_many() {
         let id = "cpu.portable.matmul.dequant".to_owned();
