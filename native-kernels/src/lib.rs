@@ -2,6 +2,14 @@
 //!
 //! The only crate with `unsafe`. It decides nothing: which kernel runs is in the plan that it is bound to.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        reason = "only x86 has an instance of tiles and of sums that saturate"
+    )
+)]
+
 pub mod detect;
 
 mod catalog;

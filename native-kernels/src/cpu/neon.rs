@@ -304,7 +304,7 @@ impl Lanes for Neon {
         unsafe {
             asm!(
                 "prfm pldl1keep, [{at}]",
-                at = in(reg) at,
+                at = in(reg) at.addr(),
                 options(nomem, nostack, preserves_flags),
             );
         }
