@@ -225,7 +225,7 @@ impl Dpbusd for NeonDotprod {
 
     #[inline(always)]
     fn dpbusd(self, mut sum: I, w: Bytes, q: Bytes) -> I {
-        // SAFETY: the token proves that the CPU has the instruction, which only computes. (Its intrinsic is unstable.)
+        // SAFETY: the token proves that the CPU has the instruction, which only computes. Its intrinsic is unstable.
         neon!(i => asm!(
             "sdot {sum:v}.4s, {w:v}.16b, {q:v}.16b",
             sum = inout(vreg) sum[i],
@@ -247,6 +247,7 @@ impl Dpbusd for NeonI8mm {
 
     #[inline(always)]
     fn dpbusd(self, mut sum: I, w: Bytes, q: Bytes) -> I {
+        // SAFETY: as above.
         neon!(i => asm!(
             "usdot {sum:v}.4s, {w:v}.16b, {q:v}.16b",
             sum = inout(vreg) sum[i],
