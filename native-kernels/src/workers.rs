@@ -14,9 +14,9 @@ use std::thread::{self, JoinHandle};
 use std::{hint, io, ptr};
 
 /// Spins before an idle thread sleeps: 50 to 150 µs on current machines.
-const SPINS: u32 = 4_000;
+const SPINS: u32 = if cfg!(miri) { 10 } else { 4_000 };
 /// Spins of the caller before it offers its CPU to a worker that may not be running.
-const CALLER_SPINS: u32 = 2_000;
+const CALLER_SPINS: u32 = if cfg!(miri) { 10 } else { 2_000 };
 
 /// Called with the phase, the chunk and the worker.
 type Chunk<'a> = dyn Fn(usize, usize, usize) + Sync + 'a;

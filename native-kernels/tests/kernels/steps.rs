@@ -2,10 +2,10 @@
 //! share blocks does.
 
 use crate::attention::{Operation, Shape};
-use crate::support::{Random, bits, panic_of};
+use crate::support::{Random, bits, panic_of, read};
 use plinth_kernels::{
-    Attention, KernelSet, KvDtype, Norm, Program, RopeLayout, RopeTable, Selection, Sequence, Step,
-    Workers,
+    Activation, Attention, Format, KernelSet, KvDtype, Linear, Norm, Output, Program, RopeLayout,
+    RopeTable, Selection, Sequence, Step, Weights, Workers,
 };
 use std::sync::Arc;
 
@@ -134,6 +134,133 @@ fn full_blocks_may_be_read_by_several() {
     let (first, second) = both.split_at(16);
     assert_eq!(bits(first), bits(&alone));
     assert_eq!(bits(second), bits(&alone));
+}
+
+/// A layer and a head over a prompt beside a decoding sequence: the bits do not depend on who does what.
+#[test]
+fn a_layer_gives_the_same_bits_whoever_works() {
+    const WIDTH: usize = 32;
+    const TOKENS: usize = 8;
+    let set = KernelSet::bind(&Selection::best()).unwrap();
+    let logits_of = |workers: &Workers| {
+        let mut random = Random::new(4);
+        let mut program = Program::new();
+        let mut pack = |rows: usize| Weights {
+            matrix: Arc::new({
+                let bytes = random.weights(Format::Q8_0, rows, WIDTH);
+                set.pack(workers, Format::Q8_0, rows, WIDTH, &bytes)
+                    .unwrap()
+            }),
+            bias: None,
+        };
+        let [x, q, a, gated] = [WIDTH; 4].map(|width| program.buffer(width));
+        let [k, v] = [WIDTH / 2; 2].map(|width| program.buffer(width));
+        let last = program.wanted_buffer(WIDTH);
+        let logits = program.wanted_buffer(TOKENS);
+        let norm = || {
+            Some(Norm {
+                weight: vec![1.0; WIDTH],
+                eps: 1e-5,
+            })
+        };
+        let table = pack(TOKENS);
+        program.embed(table.matrix.clone(), 1.0, x);
+        let outputs =
+            [(q, WIDTH), (k, WIDTH / 2), (v, WIDTH / 2)].map(|(to, width)| Output::Store {
+                weights: pack(width),
+                to,
+            });
+        program.linear(Linear {
+            from: x,
+            norm: norm(),
+            outputs: outputs.into(),
+        });
+        program.attention(Attention {
+            layer: 0,
+            query: q,
+            key: k,
+            value: v,
+            out: a,
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 8,
+            scale: 0.3,
+            window: None,
+            soft_cap: None,
+            query_norm: None,
+            key_norm: None,
+            rope: None,
+        });
+        let outputs = |output| vec![output];
+        for (from, norm, outputs) in [
+            (
+                a,
+                None,
+                outputs(Output::Add {
+                    weights: pack(WIDTH),
+                    to: x,
+                }),
+            ),
+            (
+                x,
+                norm(),
+                outputs(Output::Gated {
+                    gate: pack(WIDTH),
+                    up: pack(WIDTH),
+                    activation: Activation::Silu,
+                    to: gated,
+                }),
+            ),
+            (
+                gated,
+                None,
+                outputs(Output::Add {
+                    weights: pack(WIDTH),
+                    to: x,
+                }),
+            ),
+        ] {
+            program.linear(Linear {
+                from,
+                norm,
+                outputs,
+            });
+        }
+        program.gather(x, last);
+        program.linear(Linear {
+            from: last,
+            norm: norm(),
+            outputs: outputs(Output::Store {
+                weights: table,
+                to: logits,
+            }),
+        });
+        let shape = Shape {
+            heads: 4,
+            kv_heads: 2,
+            ..SHAPE
+        };
+        let mut cache = shape.cache(4);
+        let mut out = Vec::new();
+        let mut step = |tokens: &[u32], sequences: &[Sequence<'_>], wanted: &[usize]| {
+            let step = Step {
+                tokens,
+                sequences,
+                wanted,
+            };
+            program.run(&set, workers, &step, &mut cache, &mut |program, rows| {
+                out.extend(bits(&read(program, logits, rows.len())));
+            });
+        };
+        step(&[1, 2], &[sequence(0, 2, 2, &[3])], &[1]);
+        let tokens: Vec<u32> = (0..19).map(|i| i % TOKENS as u32).collect();
+        let prompt = sequence(1, 18, 18, &[0, 2]);
+        step(&tokens, &[sequence(0, 1, 3, &[3]), prompt], &[0, 18]);
+        out
+    };
+    let alone = logits_of(&Workers::new(1, &[]).unwrap());
+    assert_eq!(alone.len(), 3 * TOKENS);
+    assert_eq!(logits_of(&Workers::new(3, &[]).unwrap()), alone);
 }
 
 /// A sequence without rows in the step has no part in it.
