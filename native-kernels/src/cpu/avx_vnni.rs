@@ -2,7 +2,7 @@
 
 use super::avx2::Avx2;
 use super::generic::dot::Dpbusd;
-use super::vector::{Int8Kernel, Lanes, Quads};
+use super::vector::{Int8Kernel, Lanes, quads_of};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX-VNNI, and what [`Avx2`] stands for: only [`AvxVnni::detect`] makes one.
@@ -28,55 +28,7 @@ impl AvxVnni {
 
 type I = <Avx2 as Lanes>::I32;
 
-impl Quads for AvxVnni {
-    type Lanes = Avx2;
-    type Bytes = I;
-
-    #[inline(always)]
-    fn load(self, from: &[u8; 64]) -> I {
-        self.0.load_quads(from)
-    }
-
-    #[inline(always)]
-    fn repeat(self, q: &[i8; 4]) -> I {
-        self.0.repeat(q)
-    }
-
-    #[inline(always)]
-    fn low_nibbles(self, x: I) -> I {
-        self.0.low_nibbles(x)
-    }
-
-    #[inline(always)]
-    fn high_nibbles(self, x: I) -> I {
-        self.0.high_nibbles(x)
-    }
-
-    #[inline(always)]
-    fn bits(self, x: I, shift: i32, mask: u8) -> I {
-        self.0.bits(x, shift, mask)
-    }
-
-    #[inline(always)]
-    fn or(self, a: I, b: I) -> I {
-        self.0.or(a, b)
-    }
-
-    #[inline(always)]
-    fn lookup(self, table: &[u8; 16], x: I) -> I {
-        Quads::lookup(self.0, table, x)
-    }
-
-    #[inline(always)]
-    fn splat(self, x: i32) -> I {
-        Quads::splat(self.0, x)
-    }
-
-    #[inline(always)]
-    fn add(self, a: I, b: I) -> I {
-        Quads::add(self.0, a, b)
-    }
-}
+quads_of!(AvxVnni, Avx2);
 
 impl Dpbusd for AvxVnni {
     const ROWS: usize = 4;

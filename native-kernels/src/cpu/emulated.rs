@@ -1,5 +1,5 @@
-//! The integer instructions of x86 and ARM in plain Rust, saturation and all, so that the algorithms built on them are tested
-//! on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
+//! The integer instructions of x86 and ARM in plain Rust, saturation and all, so that the algorithms built on them are
+//! tested on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
 
 use super::generic::dot::{Dpbusd, Maddubs, bytes_by_maddubs, nibbles_by_maddubs};
 use super::portable::Portable;

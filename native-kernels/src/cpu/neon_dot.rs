@@ -3,7 +3,7 @@
 
 use super::generic::dot::Dpbusd;
 use super::neon::{I, Neon, neon};
-use super::vector::{Int8Kernel, Quads};
+use super::vector::{Int8Kernel, Quads, quads_of};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -119,63 +119,8 @@ impl Quads for Neon {
     }
 }
 
-/// The quads of [`Neon`] for a token that holds it.
-macro_rules! quads_of_neon {
-    ($token:ty) => {
-        impl Quads for $token {
-            type Lanes = Neon;
-            type Bytes = Bytes;
-
-            #[inline(always)]
-            fn load(self, from: &[u8; 64]) -> Bytes {
-                Quads::load(self.0, from)
-            }
-
-            #[inline(always)]
-            fn repeat(self, q: &[i8; 4]) -> Bytes {
-                self.0.repeat(q)
-            }
-
-            #[inline(always)]
-            fn low_nibbles(self, x: Bytes) -> Bytes {
-                self.0.low_nibbles(x)
-            }
-
-            #[inline(always)]
-            fn high_nibbles(self, x: Bytes) -> Bytes {
-                self.0.high_nibbles(x)
-            }
-
-            #[inline(always)]
-            fn bits(self, x: Bytes, shift: i32, mask: u8) -> Bytes {
-                self.0.bits(x, shift, mask)
-            }
-
-            #[inline(always)]
-            fn or(self, a: Bytes, b: Bytes) -> Bytes {
-                self.0.or(a, b)
-            }
-
-            #[inline(always)]
-            fn lookup(self, table: &[u8; 16], x: Bytes) -> Bytes {
-                Quads::lookup(self.0, table, x)
-            }
-
-            #[inline(always)]
-            fn splat(self, x: i32) -> I {
-                Quads::splat(self.0, x)
-            }
-
-            #[inline(always)]
-            fn add(self, a: I, b: I) -> I {
-                Quads::add(self.0, a, b)
-            }
-        }
-    };
-}
-
-quads_of_neon!(NeonDotprod);
-quads_of_neon!(NeonI8mm);
+quads_of!(NeonDotprod, Neon);
+quads_of!(NeonI8mm, Neon);
 
 /// Flips the sign bit of each byte: unsigned bytes become signed ones, 128 less.
 #[inline(always)]

@@ -177,6 +177,40 @@ pub(crate) trait Quads: Copy {
     fn add(self, a: SumOf<Self>, b: SumOf<Self>) -> SumOf<Self>;
 }
 
+/// The quads of `$base` for a token that holds one.
+macro_rules! quads_of {
+    ($token:ty, $base:ty) => {
+        impl $crate::cpu::vector::Quads for $token {
+            type Lanes = <$base as $crate::cpu::vector::Quads>::Lanes;
+            type Bytes = <$base as $crate::cpu::vector::Quads>::Bytes;
+            quads_of! {
+                @ $base:
+                load(from: &[u8; 64]) -> Self::Bytes,
+                repeat(q: &[i8; 4]) -> Self::Bytes,
+                low_nibbles(x: Self::Bytes) -> Self::Bytes,
+                high_nibbles(x: Self::Bytes) -> Self::Bytes,
+                bits(x: Self::Bytes, shift: i32, mask: u8) -> Self::Bytes,
+                or(a: Self::Bytes, b: Self::Bytes) -> Self::Bytes,
+                lookup(table: &[u8; 16], x: Self::Bytes) -> Self::Bytes,
+                splat(x: i32) -> $crate::cpu::vector::SumOf<Self>,
+                add(
+                    a: $crate::cpu::vector::SumOf<Self>,
+                    b: $crate::cpu::vector::SumOf<Self>
+                ) -> $crate::cpu::vector::SumOf<Self>,
+            }
+        }
+    };
+    (@ $base:ty: $($name:ident($($arg:ident: $type:ty),*) -> $result:ty,)*) => {
+        $(
+            #[inline(always)]
+            fn $name(self, $($arg: $type),*) -> $result {
+                <$base as $crate::cpu::vector::Quads>::$name(self.0, $($arg),*)
+            }
+        )*
+    };
+}
+pub(crate) use quads_of;
+
 /// Sixteen `i32`.
 pub(crate) type SumOf<Q> = <<Q as Quads>::Lanes as Lanes>::I32;
 

@@ -429,8 +429,8 @@ impl<const R: usize> Group<R> {
 }
 
 /// Scores of `R` queries and sixteen keys in each of `T` tiles. Asks for the keys and values of the tiles that come `next`:
-/// they lie a few KiB here and there, which is too short for the prefetcher of a CPU to notice. Measured at a context of
-/// 8,000 tokens: without it half of the time and more is spent waiting for memory.
+/// they lie a few KiB here and there, which is too short for the prefetcher of a CPU to notice. Measured on a Xeon (Emerald
+/// Rapids) at a context of 8,000 tokens: a model decodes 1.5 times as fast as without.
 #[inline(always)]
 fn scores<L: Lanes, E: KvElement, const R: usize, const T: usize>(
     lanes: L,
