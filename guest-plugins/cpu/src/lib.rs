@@ -14,9 +14,14 @@ const ENV: [&str; 3] = [
     "VLLM_CPU_NUM_OF_RESERVED_CPU",
 ];
 
+/// Kernels for CPUs with AVX-512 and nothing better for floats.
+const ATTENTION: &str = "cpu.avx512.attention";
+const FLOAT: &str = "cpu.avx512.matmul.float";
+
 /// Vector units by the feature that sets each apart, widest first.
-const UNITS: [(&str, &str); 8] = [
+const UNITS: [(&str, &str); 9] = [
     ("amx_tile", "AMX tiles"),
+    ("avx512_bf16", "AVX-512 with BF16"),
     ("avx512_vnni", "AVX-512 with VNNI"),
     ("avx512f", "AVX-512"),
     ("avx_vnni", "AVX-VNNI"),
@@ -25,6 +30,13 @@ const UNITS: [(&str, &str); 8] = [
     ("asimddp", "NEON with dotprod"),
     ("asimd", "NEON"),
 ];
+
+/// Does this CPU multiply pairs of `bf16` more slowly than `f32`? Intel's cores take twice the time for the same number of
+/// products (those with AMX have something better); AMD's take half of it.
+fn slow_pairs(facts: &Facts) -> bool {
+    let has = |feature: &str| facts.host.isa.iter().any(|name| name == feature);
+    facts.host.vendor == "GenuineIntel" && has("avx512_bf16") && !has("amx_tile")
+}
 
 impl Platform for Cpu {
     fn describe() -> Descriptor {
@@ -35,6 +47,10 @@ impl Platform for Cpu {
     }
 
     fn why(facts: &Facts, kernel: &Kernel) -> String {
+        if slow_pairs(facts) && [ATTENTION, FLOAT].contains(&kernel.id.as_str()) {
+            return "written for AVX-512, on which this CPU multiplies f32 twice as fast as bf16"
+                .to_owned();
+        }
         // What a kernel needs beyond all others is what it is chosen for.
         let needs = |feature: &str| kernel.requires.iter().any(|name| name == feature);
         let unit = match UNITS.iter().find(|(feature, _)| needs(feature)) {
@@ -48,6 +64,22 @@ impl Platform for Cpu {
             None => kernel.requires[0].as_str(),
         };
         format!("written for {unit}, the widest that this machine has a kernel for")
+    }
+
+    fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
+        let need = Need {
+            preferred: slow_pairs(facts).then_some(ATTENTION),
+            ..attention_need(Self::provider(), query)
+        };
+        decide(facts, &need, |kernel| Self::why(facts, kernel))
+    }
+
+    fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
+        let need = Need {
+            preferred: slow_pairs(facts).then_some(FLOAT),
+            ..op_need(Self::provider(), op, shape)
+        };
+        decide(facts, &need, |kernel| Self::why(facts, kernel))
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {

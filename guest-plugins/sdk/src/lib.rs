@@ -66,7 +66,7 @@ pub mod prelude {
     pub use crate::kernels::{Need, decide, reasons_against, takes_block, takes_head};
     pub use crate::platform::{
         Platform, SMALLEST, SMALLEST_FIRST, attention_need, best_rank, block_of, one_cpu_a_core,
-        one_worker_a_core,
+        one_worker_a_core, op_need,
     };
     pub use crate::requirement::{Capability, unmet};
     pub use crate::short::{batch, descriptor, info, names, patch, reject, set_by_user, warn};

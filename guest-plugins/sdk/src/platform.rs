@@ -220,16 +220,22 @@ pub fn one_worker_a_core(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagno
 
 /// The kernel of the best rank that can serve.
 pub fn best_rank<P: Platform + ?Sized>(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
-    let need = Need {
+    decide(facts, &op_need(P::provider(), op, shape), |kernel| {
+        P::why(facts, kernel)
+    })
+}
+
+/// What an operation of this shape asks of a kernel.
+pub fn op_need<'a>(provider: &'a str, op: &'a str, shape: &'a OpShape) -> Need<'a> {
+    Need {
         op,
-        provider: P::provider(),
+        provider,
         dtype: Some(&shape.dtype),
         format: shape.format.as_deref(),
         traits: &shape.traits,
         devices: &[0],
         ..Need::default()
-    };
-    decide(facts, &need, |kernel| P::why(facts, kernel))
+    }
 }
 
 /// What an attention query asks of a kernel.

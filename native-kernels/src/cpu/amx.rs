@@ -5,6 +5,7 @@
 //! **Source**: Intel, "Architecture Instruction Set Extensions Programming Reference", chapter 3.
 
 use super::avx512::Avx512;
+use super::avx512_bf16::Avx512Bf16;
 use super::generic::tile_matmul::{
     PairKernel, PairUnit, TileKernel, TileSums, TileUnit, TileWords,
 };
@@ -17,7 +18,7 @@ use std::sync::OnceLock;
 /// Proof that the CPU has AMX with `bf16` and AVX-512 BF16, and that the system lets this process use it: only
 /// [`Amx::detect`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Amx(Avx512);
+pub(crate) struct Amx(Avx512Bf16);
 
 /// Whether the instructions are there and the system has given permission for the tiles, asked once.
 pub(crate) fn usable() -> bool {
@@ -98,8 +99,8 @@ static CONFIGURATION: Configuration = {
 
 impl Amx {
     pub fn detect() -> Option<Self> {
-        let lanes = Avx512::detect()?;
-        (is_x86_feature_detected!("avx512bf16") && usable()).then_some(Self(lanes))
+        let pairs = Avx512Bf16::detect()?;
+        usable().then_some(Self(pairs))
     }
 
     /// Runs a kernel with the tile registers configured.
@@ -129,12 +130,7 @@ impl Amx {
 
     /// Runs a kernel that needs no tile registers.
     pub fn widen<K: PairKernel>(self, kernel: K) {
-        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512bf16")]
-        fn compiled<K: PairKernel>(unit: Amx, kernel: K) {
-            kernel.run(unit);
-        }
-        // SAFETY: the token proves that the CPU has the features.
-        unsafe { compiled(self, kernel) }
+        self.0.widen(kernel);
     }
 }
 
@@ -149,17 +145,17 @@ impl PairUnit for AmxTiles {
 
     #[inline(always)]
     fn lanes(self) -> Avx512 {
-        self.0.lanes()
+        self.0.0.lanes()
     }
 
     #[inline(always)]
     fn store_pairs(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
-        self.0.store_pairs(a, b, to);
+        self.0.0.store_pairs(a, b, to);
     }
 
     #[inline(always)]
     fn store_row(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
-        self.0.store_row(a, b, to);
+        self.0.0.store_row(a, b, to);
     }
 }
 
@@ -241,49 +237,6 @@ impl TileUnit for AmxTiles {
                     options(nostack),
                 );
             }
-        }
-    }
-}
-
-impl PairUnit for Amx {
-    type Lanes = Avx512;
-
-    #[inline(always)]
-    fn lanes(self) -> Avx512 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn store_pairs(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
-        /// Where lane `i` of the first vector and of the second stand after rounding: the second's come first.
-        static SIDE_BY_SIDE: [u16; 32] = {
-            let mut order = [0; 32];
-            let mut i = 0;
-            while i < 16 {
-                order[2 * i] = i as u16;
-                order[2 * i + 1] = 16 + i as u16;
-                i += 1;
-            }
-            order
-        };
-        // SAFETY: the token proves that the CPU has the instructions; what is loaded and stored are arrays of exactly the
-        // bytes of a vector, and the unaligned forms are used.
-        unsafe {
-            let rounded = _mm512_cvtne2ps_pbh(b, a);
-            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-            let order = _mm512_loadu_si512((&raw const SIDE_BY_SIDE).cast());
-            let pairs = _mm512_permutexvar_epi16(order, rounded);
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
-        }
-    }
-
-    #[inline(always)]
-    fn store_row(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
-        // SAFETY: as in `store_pairs`.
-        unsafe {
-            let rounded = _mm512_cvtne2ps_pbh(b, a);
-            let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
-            _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
         }
     }
 }

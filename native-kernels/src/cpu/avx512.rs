@@ -2,13 +2,33 @@
 
 use super::avx2;
 use super::generic::dot::Dpbusd;
+use super::isa;
 use super::vector::{Int8Kernel, LANES, LaneKernel, Lanes, Quads};
 use half::{bf16, f16};
 use std::arch::x86_64::*;
 
 /// Proof that the CPU has AVX-512 F, BW and VL, and what [`avx2::Avx2`] stands for: only [`Avx512::detect`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512 {
+    near: Near,
+}
+
+/// The cache that lines are brought into before they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Near {
+    First,
+    Second,
+}
+
+/// Intel's first-level cache has too few buffers to keep as many lines on their way as memory is far. On an EPYC (Zen 4),
+/// one thread multiplied a row with 97 MB of `q4_1` weights in 4.1 ms with lines brought into the first level, and in
+/// 5.5 ms with the second.
+fn near() -> Near {
+    match isa::is_intel() {
+        true => Near::Second,
+        false => Near::First,
+    }
+}
 
 impl Avx512 {
     pub fn detect() -> Option<Self> {
@@ -16,7 +36,7 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
-        has.then_some(Self(()))
+        has.then(|| Self { near: near() })
     }
 
     /// Runs a kernel compiled with these instructions.
@@ -282,9 +302,30 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn prefetch<T>(self, from: &T, bytes: usize) {
         let at = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);
-        // A prefetch of any address, mapped or not, is without effect but on caches. Into the second level: the first has
-        // too few buffers to keep as many lines on their way as memory is far.
-        avx512!(_mm_prefetch::<_MM_HINT_T1>(at));
+        // A prefetch of any address, mapped or not, is without effect but on caches.
+        match self.near {
+            Near::First => avx512!(_mm_prefetch::<_MM_HINT_T0>(at)),
+            Near::Second => avx512!(_mm_prefetch::<_MM_HINT_T1>(at)),
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch_all<T>(self, from: &T, bytes: usize) {
+        // One decision for all lines.
+        let lines = (0..size_of::<T>()).step_by(64);
+        let at = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);
+        match self.near {
+            Near::First => {
+                for line in lines {
+                    avx512!(_mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line)));
+                }
+            }
+            Near::Second => {
+                for line in lines {
+                    avx512!(_mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line)));
+                }
+            }
+        }
     }
 }
 

@@ -10,8 +10,13 @@ use super::vector::LANES;
 use half::bf16;
 
 /// What AMX does with tiles of `bf16`, and AVX-512 with pairs of them.
-#[derive(Clone, Copy)]
-pub(crate) struct EmulatedTiles;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EmulatedTiles {
+    /// By `TDPBF16PS`.
+    Tiles,
+    /// By `VDPBF16PS`.
+    Pairs,
+}
 
 impl TileUnit for EmulatedTiles {
     fn multiply<const A: usize>(
@@ -25,7 +30,10 @@ impl TileUnit for EmulatedTiles {
             for (j, sums) in sums.iter_mut().enumerate() {
                 assert_eq!(a[i].len(), b[j].len());
                 for (a, b) in a[i].iter().zip(b[j]) {
-                    tdpbf16ps(sums, a, b);
+                    match self {
+                        EmulatedTiles::Tiles => tdpbf16ps(sums, a, b),
+                        EmulatedTiles::Pairs => vdpbf16ps(sums, a, b),
+                    }
                 }
             }
         }
@@ -48,6 +56,23 @@ fn tdpbf16ps(sums: &mut TileSums, a: &TileWords, b: &TileWords) {
                 }
             }
             *sum = flushed(*sum + flushed(halves[0] + halves[1]));
+        }
+    }
+}
+
+/// `VDPBF16PS` for each pair in order: the product of the second of a pair is added to what is there, then that of the
+/// first; the rest as in [`tdpbf16ps`].
+///
+/// **Source**: Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2.
+fn vdpbf16ps(sums: &mut TileSums, a: &TileWords, b: &TileWords) {
+    for (sums, a) in sums.0.iter_mut().zip(&a.0) {
+        for (n, sum) in sums.iter_mut().enumerate() {
+            for (a, b) in a.as_chunks::<2>().0.iter().zip(&b.0) {
+                for j in [1, 0] {
+                    let (a, b) = (a[j].to_f32(), b[2 * n + j].to_f32());
+                    *sum = flushed(flushed(a).mul_add(flushed(b), *sum));
+                }
+            }
         }
     }
 }
@@ -81,34 +106,47 @@ impl PairUnit for EmulatedTiles {
     }
 }
 
-/// The emulated unit or the real one, for tests that run on both.
+/// An emulated unit or a real one, for tests that run on both.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
-    Emulated,
+    Emulated(EmulatedTiles),
     Real(TileIsa),
 }
 
 impl Unit {
-    /// Both, if this CPU has one.
-    pub fn all() -> Vec<Self> {
-        let real = TileIsa::detect("amx").map(Unit::Real);
-        [Unit::Emulated].into_iter().chain(real).collect()
+    pub const EMULATED: [Self; 2] = [
+        Unit::Emulated(EmulatedTiles::Tiles),
+        Unit::Emulated(EmulatedTiles::Pairs),
+    ];
+
+    /// Units that give the same bits: an emulated one and, if this CPU has it, the real one.
+    pub fn alike() -> [Vec<Self>; 2] {
+        REAL.map(|(name, emulated)| {
+            let real = TileIsa::detect(name).map(Unit::Real);
+            [Unit::Emulated(emulated)].into_iter().chain(real).collect()
+        })
     }
 
     pub fn run<K: TileKernel>(self, kernel: K) {
         match self {
-            Unit::Emulated => kernel.run(EmulatedTiles),
+            Unit::Emulated(unit) => kernel.run(unit),
             Unit::Real(isa) => isa.run(kernel),
         }
     }
 
     pub fn widen<K: PairKernel>(self, kernel: K) {
         match self {
-            Unit::Emulated => kernel.run(EmulatedTiles),
+            Unit::Emulated(unit) => kernel.run(unit),
             Unit::Real(isa) => isa.widen(kernel),
         }
     }
 }
+
+/// Tiers of the catalogue, and what each does to the last bit.
+const REAL: [(&str, EmulatedTiles); 2] = [
+    ("amx", EmulatedTiles::Tiles),
+    ("avx512-bf16", EmulatedTiles::Pairs),
+];
 
 pub(crate) mod tests {
     use super::*;
@@ -174,7 +212,7 @@ pub(crate) mod tests {
         for first in (0..m).step_by(ROW_TILE) {
             let to = &mut tiles[first / ROW_TILE * steps..][..steps];
             let x = x.slice(first..m.min(first + ROW_TILE));
-            TileRows { x, to }.run(EmulatedTiles);
+            TileRows { x, to }.run(EmulatedTiles::Tiles);
         }
         tiles
     }
@@ -293,23 +331,28 @@ pub(crate) mod tests {
                 let x = random.floats(m * k);
                 let (matrix, weights) = random.matrix(format, n, k);
                 let bias = random.floats(n);
-                let out = multiply(Unit::Emulated, &x, m, &matrix, Some(&bias));
                 if k == 0 {
-                    assert!(out.chunks_exact(n).all(|row| row == bias));
+                    for unit in Unit::EMULATED {
+                        let out = multiply(unit, &x, m, &matrix, Some(&bias));
+                        assert!(out.chunks_exact(n).all(|row| row == bias));
+                    }
                     continue;
                 }
                 let magnitudes = |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x.abs()).collect() };
                 let expected = reference::matmul(&x, &weights, k);
                 let size = reference::matmul(&magnitudes(&x), &magnitudes(&weights), k);
-                for (i, out) in out.iter().enumerate() {
-                    let bias = f64::from(bias[i % n]);
-                    let bound = (2f64.powf(-6.99) + k as f64 * 2f64.powi(-23)) * size[i];
-                    let bound = bound + 2f64.powi(-24) * (bias.abs() + size[i]);
-                    let error = (f64::from(*out) - expected[i] - bias).abs();
-                    assert!(
-                        error <= bound,
-                        "{format} {m}x{n}x{k} at {i}: {error} > {bound}"
-                    );
+                for unit in Unit::EMULATED {
+                    let out = multiply(unit, &x, m, &matrix, Some(&bias));
+                    for (i, out) in out.iter().enumerate() {
+                        let bias = f64::from(bias[i % n]);
+                        let bound = (2f64.powf(-6.99) + k as f64 * 2f64.powi(-23)) * size[i];
+                        let bound = bound + 2f64.powi(-24) * (bias.abs() + size[i]);
+                        let error = (f64::from(*out) - expected[i] - bias).abs();
+                        assert!(
+                            error <= bound,
+                            "{unit:?}: {format} {m}x{n}x{k} at {i}: {error} > {bound}"
+                        );
+                    }
                 }
             }
         }
@@ -327,11 +370,27 @@ pub(crate) mod tests {
         x.iter().map(bits).collect()
     }
 
+    /// Units that this CPU has, each with the emulated one.
+    fn real_units() -> impl Iterator<Item = (Unit, Unit)> {
+        Unit::alike()
+            .into_iter()
+            .filter_map(|units| match units[..] {
+                [emulated, real] => {
+                    println!("{real:?}: beside the emulated one");
+                    Some((real, emulated))
+                }
+                _ => None,
+            })
+    }
+
     #[test]
-    fn the_real_unit_gives_the_same_bits() {
-        let Some(isa) = TileIsa::detect("amx") else {
-            return;
-        };
+    fn a_real_unit_gives_the_same_bits() {
+        for (real, emulated) in real_units() {
+            assert_same_products(real, emulated);
+        }
+    }
+
+    fn assert_same_products(real: Unit, emulated: Unit) {
         let mut random = Random(2);
         for format in formats() {
             for (m, n, k) in shapes(format) {
@@ -339,21 +398,24 @@ pub(crate) mod tests {
                 let (w, _) = random.matrix(format, n, k);
                 let (up, _) = random.matrix(format, n, k);
                 let bias = random.floats(n);
-                let what = format!("{format} {m}x{n}x{k}");
+                let what = format!("{real:?}: {format} {m}x{n}x{k}");
                 let run = |unit| canonical(&multiply(unit, &x, m, &w, None));
-                assert_eq!(run(Unit::Emulated), run(Unit::Real(isa)), "{what}");
+                assert_eq!(run(emulated), run(real), "{what}");
                 let run = |unit| canonical(&gated(unit, &x, m, [&w, &up], [Some(&bias), None]));
-                assert_eq!(run(Unit::Emulated), run(Unit::Real(isa)), "{what}, gated");
+                assert_eq!(run(emulated), run(real), "{what}, gated");
             }
         }
     }
 
     /// Of every size, some not numbers: what is below the normal range counts as zero, before and after.
     #[test]
-    fn the_real_unit_gives_the_same_bits_for_any_operands() {
-        let Some(isa) = TileIsa::detect("amx") else {
-            return;
-        };
+    fn a_real_unit_gives_the_same_bits_for_any_operands() {
+        for (real, emulated) in real_units() {
+            assert_same_products_of_any_operands(real, emulated);
+        }
+    }
+
+    fn assert_same_products_of_any_operands(real: Unit, emulated: Unit) {
         let mut random = Random(3);
         let (m, n, k) = (32, 32, 64);
         for round in 0..60 {
@@ -380,7 +442,7 @@ pub(crate) mod tests {
             Format::BF16.quantize(&w, &mut bytes);
             let w = pack(Format::BF16, n, k, &bytes);
             let run = |unit| canonical(&multiply(unit, &x, m, &w, None));
-            assert_eq!(run(Unit::Emulated), run(Unit::Real(isa)), "round {round}");
+            assert_eq!(run(emulated), run(real), "{real:?}: round {round}");
         }
     }
 }

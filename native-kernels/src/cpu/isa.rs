@@ -8,6 +8,8 @@ use super::avx_vnni::AvxVnni;
 use super::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::avx512::{Avx512, Avx512Vnni};
+#[cfg(target_arch = "x86_64")]
+use super::avx512_bf16::Avx512Bf16;
 use super::generic::tile_matmul::{PairKernel, TileKernel};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
@@ -196,9 +198,12 @@ impl Int8Isa {
     }
 }
 
-/// Instruction sets with tile registers. Holding a value proves that the CPU has it and the system allows it.
+/// Instruction sets with products of `bf16`, in tile registers or in pairs. Holding a value proves that the CPU has it and
+/// the system allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TileIsa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
     Amx(Amx),
 }
@@ -212,6 +217,8 @@ impl TileIsa {
     pub fn detect(name: &str) -> Option<Self> {
         match name {
             #[cfg(target_arch = "x86_64")]
+            "avx512-bf16" => Avx512Bf16::detect().map(TileIsa::Avx512Bf16),
+            #[cfg(target_arch = "x86_64")]
             "amx" => Amx::detect().map(TileIsa::Amx),
             _ => None,
         }
@@ -221,6 +228,8 @@ impl TileIsa {
     pub fn run<K: TileKernel>(self, kernel: K) {
         match self {
             #[cfg(target_arch = "x86_64")]
+            TileIsa::Avx512Bf16(unit) => unit.run(kernel),
+            #[cfg(target_arch = "x86_64")]
             TileIsa::Amx(unit) => unit.run(kernel),
         }
     }
@@ -229,6 +238,8 @@ impl TileIsa {
     pub fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
+            TileIsa::Avx512Bf16(_) => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
             TileIsa::Amx(_) => "amx",
         }
     }
@@ -236,6 +247,8 @@ impl TileIsa {
     /// Runs a kernel that only writes tiles of weights.
     pub fn widen<K: PairKernel>(self, kernel: K) {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            TileIsa::Avx512Bf16(unit) => unit.widen(kernel),
             #[cfg(target_arch = "x86_64")]
             TileIsa::Amx(unit) => unit.widen(kernel),
         }
@@ -303,9 +316,7 @@ pub(crate) struct Streaming {
 /// four). To repeat: return other numbers here, then `cargo bench -p plinth-kernels -- "head, 1 tokens" --threads 1`.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) fn streaming() -> Streaming {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    let intel = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
-    if [vendor.ebx, vendor.edx, vendor.ecx] == intel {
+    if is_intel() {
         Streaming {
             ahead: 2 << 10,
             streams: 4,
@@ -325,4 +336,18 @@ pub(crate) fn streaming() -> Streaming {
         ahead: 256,
         streams: 1,
     }
+}
+
+/// Is this CPU made by Intel? It differs in what its caches do.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+pub(crate) fn is_intel() -> bool {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    let intel = [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes);
+    [vendor.ebx, vendor.edx, vendor.ecx] == intel
+}
+
+/// An interpreter is made by nobody.
+#[cfg(all(target_arch = "x86_64", miri))]
+pub(crate) fn is_intel() -> bool {
+    false
 }

@@ -85,6 +85,14 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 
     /// Hints that the cache line at `bytes` after the start of `from` will be read; any distance is allowed.
     fn prefetch<T>(self, from: &T, bytes: usize);
+
+    /// Hints that as many bytes as a `T` has will be read `bytes` after the start of `from`.
+    #[inline(always)]
+    fn prefetch_all<T>(self, from: &T, bytes: usize) {
+        for line in (0..size_of::<T>()).step_by(64) {
+            self.prefetch(from, bytes + line);
+        }
+    }
 }
 
 /// The first tail of a slice in a whole vector: the lanes after its end are zero.

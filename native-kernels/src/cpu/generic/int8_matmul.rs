@@ -136,9 +136,7 @@ fn multiply<I: Int8, B: PanelBlock, const R: usize, const N: usize>(
     for (b, x) in x.chunks_exact(B::GROUPS).enumerate() {
         for n in 0..N {
             let block = &weights[n][b];
-            for line in (0..size_of::<B>()).step_by(64) {
-                lanes.prefetch(block, ahead + line);
-            }
+            lanes.prefetch_all(block, ahead);
             block.accumulate(int8, x, &mut sums[n]);
         }
     }

@@ -119,9 +119,7 @@ impl<B: PanelBlock> TilePanels for Blocks<'_, B> {
     fn write<U: PairUnit>(&self, unit: U, panel: usize, k: usize, to: &mut [TileWords]) {
         let blocks = self.of(panel, k);
         for (block, to) in blocks.iter().zip(to.chunks_exact_mut(B::GROUPS)) {
-            for line in (0..size_of::<B>()).step_by(64) {
-                unit.lanes().prefetch(block, AHEAD + line);
-            }
+            unit.lanes().prefetch_all(block, AHEAD);
             block.write_tiles(unit, to);
         }
     }
