@@ -125,6 +125,7 @@ impl Buffers {
             scale: config.attention_scale,
             window: of_layer.window,
             soft_cap: config.attention_softcap,
+            sinks: None,
             query_norm: layer.query_norm.map(|weight| normed(config, weight)),
             key_norm: layer.key_norm.map(|weight| normed(config, weight)),
             rope: Some(ropes.of(of_layer.rope)),
