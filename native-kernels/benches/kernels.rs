@@ -409,6 +409,7 @@ fn attention_program(
         scale: 0.125,
         window: None,
         soft_cap: None,
+        sinks: None,
         query_norm: None,
         key_norm: None,
         rope: None,

@@ -35,6 +35,12 @@ pub fn gelu_tanh_mul(gate: f32, up: f32) -> f64 {
     gate / 2.0 * (1.0 + inner.tanh()) * f64::from(up)
 }
 
+/// `g * sigmoid(1.702 g) * (u + 1)` with the gate at most 7 and the other factor from -7 to 7.
+pub fn clamped_swiglu(gate: f32, up: f32) -> f64 {
+    let (gate, up) = (f64::from(gate.min(7.0)), f64::from(up.clamp(-7.0, 7.0)));
+    gate / (1.0 + (-1.702 * gate).exp()) * (up + 1.0)
+}
+
 /// `cap * tanh(x / cap)`.
 pub fn soft_cap(x: f64, cap: f32) -> f64 {
     let cap = f64::from(cap);
@@ -55,23 +61,28 @@ pub fn rope(x: &[f32], frequencies: &[f32], layout: RopeLayout, position: u32) -
     out
 }
 
-/// Softmax attention of one query over some keys, with scores capped softly if so wanted; `keys` and `values` are rows of
-/// the query's length.
-pub fn attention(
-    query: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    scale: f32,
-    cap: Option<f32>,
-) -> Vec<f64> {
+/// What scores are made from, besides queries and keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores {
+    /// Factor of each.
+    pub scale: f32,
+    /// They are capped softly at this.
+    pub cap: Option<f32>,
+    /// One more, of a key without a value.
+    pub sink: Option<f32>,
+}
+
+/// Softmax attention of one query over some keys; `keys` and `values` are rows of the query's length.
+pub fn attention(query: &[f32], keys: &[f32], values: &[f32], by: Scores) -> Vec<f64> {
     let scores: Vec<f64> = matmul(query, keys, query.len());
     let scores = scores.iter().map(|s| {
-        let score = s * f64::from(scale);
-        cap.map_or(score, |cap| soft_cap(score, cap))
+        let score = s * f64::from(by.scale);
+        by.cap.map_or(score, |cap| soft_cap(score, cap))
     });
-    let largest = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+    let sink = by.sink.map_or(f64::NEG_INFINITY, f64::from);
+    let largest = scores.clone().fold(sink, f64::max);
     let weights: Vec<f64> = scores.map(|s| (s - largest).exp()).collect();
-    let total: f64 = weights.iter().sum();
+    let total: f64 = weights.iter().sum::<f64>() + (sink - largest).exp();
     let mut out = vec![0.0; query.len()];
     for (weight, value) in weights.iter().zip(values.chunks_exact(query.len())) {
         for (out, value) in out.iter_mut().zip(value) {

@@ -87,10 +87,9 @@ impl Avx512Bf16 {
                 }
             }
         }
-        for r in 0..ROWS {
-            for j in 0..2 {
-                self.0.store(sums[r][j], &mut to[j].0[first + r]);
-            }
+        for (r, sums) in sums.into_iter().enumerate() {
+            self.0.store(sums[0], &mut to[0].0[first + r]);
+            self.0.store(sums[1], &mut to[1].0[first + r]);
         }
     }
 }

@@ -115,14 +115,16 @@ fn gates_open_as_far_as_their_activation_says() {
     let workers = Workers::new(2, &[]).unwrap();
     let mut random = Random::new(2);
     for (kernel, set) in runnable("elementwise") {
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in Activation::ALL {
             for n in WIDTHS {
                 let m = 1 + n % 3;
                 let mut gates: Vec<f32> = random.floats(m * n).iter().map(|x| x * 20.0).collect();
                 gates[0] = -200.0;
                 gates[m * n / 2] = 1e-3;
                 gates[m * n - 1] *= 10.0;
-                let ups = random.floats(m * n);
+                let mut ups = random.floats(m * n);
+                ups[m * n / 3] = 9.0;
+                ups[m * n / 4] = -8.0;
                 let out = gate(&set, &workers, (&gates, &ups), (m, n), activation);
                 for (i, out) in out.iter().enumerate() {
                     let (expected, bound) = gated(activation, gates[i], ups[i]);
@@ -177,8 +179,9 @@ fn every_instruction_set_gives_the_same_bits() {
     let run = |set: &KernelSet| {
         [
             normed(set, &workers, (&x, m), &norm),
-            gate(set, &workers, (&x, &y), (m, n), Activation::Silu),
-            gate(set, &workers, (&x, &y), (m, n), Activation::GeluTanh),
+            Activation::ALL
+                .map(|activation| gate(set, &workers, (&x, &y), (m, n), activation))
+                .concat(),
             capped(set, &workers, (&x, m), 0.7),
         ]
         .concat()

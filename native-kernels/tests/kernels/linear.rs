@@ -118,7 +118,7 @@ fn gated_products_go_through_the_activation() {
     let workers = Workers::new(3, &[]).unwrap();
     let mut random = Random::new(2);
     for (name, set) in sets() {
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in Activation::ALL {
             for m in ROWS {
                 let (n, k) = (75, 64);
                 let gate = pack(&set, &workers, Format::Q4_1, (n, k), &mut random);
@@ -176,6 +176,15 @@ pub fn gated(activation: Activation, gate: f32, up: f32) -> (f64, f64) {
             // the slope there is at most 0.45), then three roundings of at most the gate.
             let bound = size * (0.5 * (2e-7 + 0.45 * 2.4e-7) + 1.8e-7) * factor;
             (reference::gelu_tanh_mul(gate, up), bound + 1e-30)
+        }
+        Activation::ClampedSwiglu => {
+            let expected = reference::clamped_swiglu(gate, up);
+            // As the first, with the rounding of 1.702 and of its product; the sum `up + 1` is rounded at the size of one.
+            let relative = 6e-8 * 3.0 * 1.702 * size + 4e-7;
+            (
+                expected,
+                expected.abs() * relative + 1.2e-7 * size.min(7.0) + 1e-30,
+            )
         }
     }
 }

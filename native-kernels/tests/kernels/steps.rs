@@ -17,6 +17,7 @@ const SHAPE: Shape = Shape {
     dtype: KvDtype::F32,
     window: None,
     cap: None,
+    sinks: None,
 };
 
 fn sequence(
@@ -187,6 +188,7 @@ fn a_layer_gives_the_same_bits_whoever_works() {
             scale: 0.3,
             window: None,
             soft_cap: None,
+            sinks: None,
             query_norm: None,
             key_norm: None,
             rope: None,
@@ -293,6 +295,7 @@ fn attend(position: usize, change: impl FnOnce(&mut Attention)) {
         scale: 1.0,
         window: None,
         soft_cap: None,
+        sinks: None,
         query_norm: None,
         key_norm: None,
         rope: None,
@@ -322,6 +325,10 @@ fn attention_that_does_not_fit_is_refused() {
         (refused(|a| a.window = Some(0)), "a window of no keys"),
         (refused(|a| a.out = a.query), "results go to another buffer"),
         (refused(|a| a.layer = 2), "layer 2 of 1 kv heads of 8"),
+        (
+            refused(|a| a.sinks = Some(vec![0.0; 3])),
+            "3 sinks of 2 heads",
+        ),
         (
             refused(|a| {
                 a.key_norm = Some(Norm {

@@ -5,6 +5,8 @@ mod rope;
 
 pub use rope::{LongRope, RopeConfig, RopeKind, RopeLayout, RopeScaling};
 
+pub(crate) use rope::yarn_magnitude;
+
 use crate::error::{Checked, Problem};
 
 /// A decoder: embedding, layers of attention and feed-forward part, norm, head.
@@ -43,7 +45,7 @@ pub struct ModelConfig {
     pub local_rope: Option<RopeConfig>,
     /// Other factors of `rope`, where sequences can be longer than those of the first training.
     pub long_rope: Option<LongRope>,
-    /// The rotated elements of queries and keys are multiplied by this: 1, but for LongRoPE.
+    /// The rotated elements of queries and keys are multiplied by this: 1, but for LongRoPE and YaRN.
     pub rope_magnitude: f32,
     /// Tokens that a query sees in layers of [`Reach::Window`], itself among them. Present where there is such a layer.
     pub sliding_window: Option<usize>,
@@ -61,6 +63,9 @@ pub struct ModelConfig {
     /// Products of query and key are multiplied by this: 1 over the root of the head size, unless the model says
     /// otherwise.
     pub attention_scale: f32,
+    /// Every query head has a score of its own beside those of the keys, which takes its share of the softmax and adds
+    /// no value (`blk.N.attn_sinks.weight`).
+    pub attention_sinks: bool,
     /// Scaled products x of query and key become `cap * tanh(x / cap)`, before the mask.
     pub attention_softcap: Option<f32>,
     /// Logits x become `cap * tanh(x / cap)`.
@@ -71,8 +76,8 @@ pub struct ModelConfig {
 
 /// The architectures that are read, as GGUF files name them. Llama 2 and 3, SmolLM2, TinyLlama, Mistral and Mixtral are
 /// all `llama`.
-pub const ARCHITECTURES: [&str; 7] = [
-    "llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3",
+pub const ARCHITECTURES: [&str; 8] = [
+    "llama", "qwen2", "qwen3", "qwen3moe", "gemma2", "gemma3", "phi3", "gpt-oss",
 ];
 
 /// The sizes of a decoder; see [`ModelConfig`] for each.
@@ -117,6 +122,8 @@ pub enum Activation {
     Silu,
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))` (arXiv 1606.08415).
     GeluTanh,
+    /// `g * sigmoid(1.702 * g)` with `g = min(x, 7)`, and the other factor y counts as `clamp(y, -7, 7) + 1`: gpt-oss.
+    ClampedSwiglu,
 }
 
 /// A mixture of experts: each token goes through the few that a router ranks highest.
@@ -133,6 +140,8 @@ pub struct ExpertsConfig {
     pub intermediate_size: usize,
     /// The probabilities of those that are used are divided by their sum.
     pub normalize: bool,
+    /// The router and every matrix of an expert have biases.
+    pub biases: bool,
 }
 
 /// Largest sizes that make sense: far above any model there is, far below what would make a product wrap.
@@ -181,6 +190,7 @@ impl ModelConfig {
             activation: Activation::Silu,
             embedding_scale: 1.0,
             attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            attention_sinks: false,
             attention_softcap: None,
             final_softcap: None,
             experts: None,
@@ -207,6 +217,15 @@ impl ModelConfig {
             post_norms: true,
             activation: Activation::GeluTanh,
             embedding_scale: (self.hidden_size as f32).sqrt(),
+            ..self
+        }
+    }
+
+    /// The same with what every gpt-oss has, whatever its size.
+    pub(crate) fn into_gpt_oss(self) -> Self {
+        Self {
+            attention_sinks: true,
+            activation: Activation::ClampedSwiglu,
             ..self
         }
     }

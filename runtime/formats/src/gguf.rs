@@ -6,7 +6,7 @@ mod value;
 mod vocab;
 pub(crate) mod write;
 
-pub(crate) use config::{Factors, attention_scale, model_config, rope_layout};
+pub(crate) use config::{Factors, attention_scale, model_config, rope_layout, yarn_is_truncated};
 pub(crate) use reader::{Gguf, read};
 pub(crate) use value::{Array, Metadata, Value};
 pub(crate) use vocab::vocabulary;

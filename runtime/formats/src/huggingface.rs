@@ -2,6 +2,7 @@
 
 mod assemble;
 mod config_json;
+mod gpt_oss;
 pub(crate) mod names;
 mod quantization;
 mod safetensors;
@@ -52,8 +53,13 @@ pub(crate) fn open(folder: &Path) -> Result<ModelFile, FormatError> {
         read_place(&files, entry.place, &entry.name, &mut bytes)?;
         Ok(bytes)
     };
-    let mut tensors =
-        assemble::tensors(entries, quantization, &read).map_err(|problem| problem.at(folder))?;
+    let is_gpt_oss = config.architecture == "gpt-oss";
+    let (experts, entries): (Vec<_>, Vec<_>) = entries
+        .into_iter()
+        .partition(|entry| is_gpt_oss && gpt_oss::is_of_experts(entry));
+    let at = |problem: Problem| problem.at(folder);
+    let mut tensors = assemble::tensors(entries, quantization, &read).map_err(at)?;
+    tensors.extend(gpt_oss::tensors(experts, &config).map_err(at)?);
     if less_one {
         let is_norm = |info: &TensorInfo| info.name.ends_with("norm.weight");
         let plus_one = |info: TensorInfo| {

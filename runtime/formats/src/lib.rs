@@ -12,6 +12,7 @@ mod error;
 mod gguf;
 mod huggingface;
 mod int4;
+mod interleaved;
 mod model_file;
 pub mod synthetic;
 mod tensors;

@@ -5,6 +5,7 @@ use crate::error::{Checked, FormatError, Problem};
 use crate::gguf::{self, Gguf};
 use crate::huggingface::{self, Folder};
 use crate::int4::{self, Parts};
+use crate::interleaved::Interleaved;
 use crate::tensors::{Place, TensorInfo, Tensors};
 use crate::vocabulary::TokenizerSource;
 use plinth_kernels::Format;
@@ -146,6 +147,16 @@ impl ModelFile {
             read_place(&self.files, place, &info.name, buffer)
                 .map_err(|problem| problem.at(&self.files[place.file].path))
         };
+        if let Some(interleaved) = &info.interleaved {
+            let (mut bytes, mut scales) = (Vec::new(), Vec::new());
+            read(info.place, &mut bytes)?;
+            if let Interleaved::Mxfp4 { scales: place, .. } = interleaved {
+                read(*place, &mut scales)?;
+            }
+            let shape = (info.rows, info.cols);
+            interleaved.gather(shape, info.format, (&bytes, &scales), buffer);
+            return Ok(info);
+        }
         let Some(grouped) = &info.grouped else {
             read(info.place, buffer)?;
             info.add_one(buffer);
@@ -248,6 +259,7 @@ impl ModelFile {
             traits: window
                 .map(|_| "sliding-window".to_owned())
                 .into_iter()
+                .chain(config.attention_sinks.then(|| "sinks".to_owned()))
                 .chain(config.attention_softcap.map(|_| "soft-cap".to_owned()))
                 .collect(),
         }

@@ -12,6 +12,7 @@ pub(crate) use needed::needed_shapes;
 use crate::config::ModelConfig;
 use crate::error::{Checked, Problem};
 use crate::int4::Grouped;
+use crate::interleaved::Interleaved;
 use plinth_kernels::Format;
 use std::collections::HashMap;
 
@@ -33,6 +34,8 @@ pub struct TensorInfo {
     pub(crate) place: Place,
     /// The rest of a tensor whose parts lie apart.
     pub(crate) grouped: Option<Grouped>,
+    /// How it lies in its place, if not row by row.
+    pub(crate) interleaved: Option<Interleaved>,
 }
 
 impl TensorInfo {
@@ -52,6 +55,7 @@ impl TensorInfo {
             less_one: None,
             place,
             grouped: None,
+            interleaved: None,
         }
     }
 
@@ -77,6 +81,11 @@ impl TensorInfo {
 
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
+        if self.interleaved.is_some() {
+            // Its place may hold another tensor too.
+            let row = self.format.row_bytes(self.cols).unwrap_or_default();
+            return (row * self.rows) as u64;
+        }
         self.places().map(|place| place.bytes).sum()
     }
 
@@ -86,7 +95,11 @@ impl TensorInfo {
             .grouped
             .iter()
             .flat_map(|grouped| [grouped.zeros, grouped.scales]);
-        std::iter::once(self.place).chain(parts)
+        let scales = match self.interleaved {
+            Some(Interleaved::Mxfp4 { scales, .. }) => Some(scales),
+            _ => None,
+        };
+        std::iter::once(self.place).chain(parts).chain(scales)
     }
 
     /// Number of elements.
@@ -129,11 +142,16 @@ impl Tensors {
         }
         let mut places: Vec<_> = list
             .iter()
-            .flat_map(|info| info.places().map(|place| (place, &info.name)))
+            .flat_map(|info| info.places().map(move |place| (place, info)))
             .collect();
         places.sort_by_key(|(place, _)| (place.file, place.offset));
         for pair in places.windows(2) {
-            let ((first, first_name), (second, second_name)) = (pair[0], pair[1]);
+            let ((first, first_info), (second, second_info)) = (pair[0], pair[1]);
+            let (first_name, second_name) = (&first_info.name, &second_info.name);
+            if first == second && first_info.interleaved.is_some() {
+                // Taken apart from one tensor of the file.
+                continue;
+            }
             if first.file == second.file && first.offset + first.bytes > second.offset {
                 let found = format!("bytes {} on, which '{first_name}' holds too", second.offset);
                 return Err(Problem::field(

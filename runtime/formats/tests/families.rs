@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const FAMILIES: [&str; 9] = [
+const FAMILIES: [&str; 11] = [
     "qwen2",
     "qwen3",
     "gemma2",
@@ -21,6 +21,8 @@ const FAMILIES: [&str; 9] = [
     "phi3_longrope",
     "mixtral",
     "qwen3_moe",
+    "gpt_oss",
+    "gpt_oss_mxfp4",
 ];
 
 fn folder(family: &str) -> PathBuf {
@@ -167,6 +169,7 @@ fn what_is_special_about_a_family_is_in_its_configuration() {
             used,
             intermediate_size,
             normalize: true,
+            biases: false,
         })
     };
     assert_eq!(config("mixtral").experts, experts(4, 2, 24));
@@ -177,8 +180,67 @@ fn what_is_special_about_a_family_is_in_its_configuration() {
 }
 
 #[test]
+fn gpt_oss_has_sinks_gates_of_its_own_and_biases() {
+    let (hf, gguf) = both("gpt_oss");
+    let config = hf.config();
+    assert!(config.attention_sinks);
+    assert_eq!(config.activation, Activation::ClampedSwiglu);
+    assert_eq!(config.reach, [Reach::Window, Reach::All, Reach::Window]);
+    assert_eq!(config.layer(2).window, Some(12));
+    let experts = config.experts.expect("it is a mixture");
+    assert_eq!((experts.count, experts.used), (8, 3));
+    assert!(experts.biases && experts.normalize);
+    let yarn = RopeScaling::Yarn {
+        factor: 4.0,
+        beta_fast: 4.0,
+        beta_slow: 1.0,
+        original_context: 64.0,
+        truncate: false,
+    };
+    assert_eq!((config.rope.base, &config.rope.scaling), (150_000.0, &yarn));
+    // 0.1 ln(4) + 1
+    assert!((config.rope_magnitude - 1.138_629_4).abs() < 1e-6);
+    for model in [&hf, &gguf] {
+        assert_eq!(model.facts().traits, ["sliding-window", "sinks"]);
+        for (name, cols) in [
+            ("attn_sinks.weight", 4),
+            ("ffn_norm.weight", 32),
+            ("ffn_gate_inp.bias", 8),
+            ("ffn_up.7.bias", 24),
+            ("ffn_down.0.bias", 32),
+        ] {
+            let info = model.tensor(&format!("blk.2.{name}")).expect(name);
+            assert_eq!((info.rows, info.cols), (1, cols), "{name}");
+        }
+    }
+}
+
+/// What a folder keeps as blocks and scales is the same bytes as in a GGUF file.
+#[test]
+fn experts_in_mxfp4_are_read_as_they_are() {
+    let (hf, gguf) = both("gpt_oss_mxfp4");
+    // Two layers of four experts, each with three matrices of 192 blocks.
+    let packed = ("mxfp4".to_owned(), 2 * 4 * 3 * 192 * 17);
+    assert!(hf.facts().formats.contains(&packed));
+    assert!(gguf.facts().formats.contains(&packed));
+    for name in [
+        "blk.0.ffn_gate.0.weight",
+        "blk.1.ffn_up.3.weight",
+        "blk.1.ffn_down.2.weight",
+    ] {
+        let read = |model: &ModelFile| {
+            let mut bytes = Vec::new();
+            let info = model.read(name, &mut bytes).expect("it can be read");
+            (info.format, info.rows, info.cols, bytes)
+        };
+        assert_eq!(read(&hf).0, Format::Mxfp4);
+        assert!(read(&hf) == read(&gguf), "{name} differs");
+    }
+}
+
+#[test]
 fn fused_and_stacked_tensors_are_handed_out_in_parts() {
-    for family in ["mixtral", "qwen3_moe", "phi3"] {
+    for family in ["mixtral", "qwen3_moe", "gpt_oss", "phi3"] {
         for model in <[ModelFile; 2]>::from(both(family)) {
             let shape = |name: &str| {
                 let info = model.tensor(name).expect(name);
@@ -274,6 +336,7 @@ fn a_folder_that_cannot_be_written_is_refused_by_architecture() {
         ("gemma3", "found gemma3"),
         ("phi3", "found phi3"),
         ("mixtral", "a mixture of experts"),
+        ("gpt_oss", "a mixture of experts"),
     ] {
         for model in <[ModelFile; 2]>::from(both(family)) {
             let written =
@@ -289,13 +352,57 @@ fn a_folder_that_cannot_be_written_is_refused_by_architecture() {
 /// The configuration of a copy of a folder whose `config.json` was changed.
 fn changed(family: &str, change: impl FnOnce(&mut Value)) -> ModelConfig {
     let work = tempfile::tempdir().expect("a temporary folder");
-    let copy = with_tokenizer(family, work.path());
+    let copy = changed_in(work.path(), family, change);
+    open(&copy).expect("it opens").config().clone()
+}
+
+/// A copy of a folder in `work` whose `config.json` was changed.
+fn changed_in(work: &Path, family: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let copy = with_tokenizer(family, work);
     let path = copy.join("config.json");
     let bytes = std::fs::read(&path).expect("read");
     let mut json: Value = serde_json::from_slice(&bytes).expect("it is JSON");
     change(&mut json);
     std::fs::write(path, json.to_string()).expect("write");
-    open(&copy).expect("it opens").config().clone()
+    copy
+}
+
+/// Any model of a family may have YaRN, with the ends of the blend where GGUF files imply them.
+#[test]
+fn yarn_is_said_in_both_formats() {
+    let yarn = |json: &mut Value, more: Value| {
+        json["rope_parameters"] = json!({"rope_type": "yarn", "rope_theta": 1e6, "factor": 2.0});
+        let fields = json["rope_parameters"].as_object_mut().expect("an object");
+        fields.extend(more.as_object().expect("an object").clone());
+    };
+    for (more, magnitude) in [
+        (json!({"original_max_position_embeddings": 32}), 1.069_314_7),
+        (json!({"attention_factor": 1.25, "beta_slow": 2.0}), 1.25),
+    ] {
+        let work = tempfile::tempdir().expect("a temporary folder");
+        let copy = changed_in(work.path(), "qwen2", |json| yarn(json, more));
+        let hf = open(&copy).expect("it opens");
+        assert!((hf.config().rope_magnitude - magnitude).abs() < 1e-6);
+        let path = work.path().join("model.gguf");
+        convert::convert(&hf, &path, Format::F32, &|_, _| {}).expect("it converts");
+        let gguf = open(&path).expect("it opens");
+        assert_eq!(comparable(gguf.config()), comparable(hf.config()));
+    }
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let copy = changed_in(work.path(), "qwen2", |json| {
+        yarn(json, json!({"truncate": false}));
+    });
+    let hf = open(&copy).expect("it opens");
+    let path = work.path().join("model.gguf");
+    let written = convert::convert(&hf, &path, Format::F32, &|_, _| {});
+    let error = written.expect_err("no key says it").to_string();
+    assert!(error.contains("truncate: found false"), "{error}");
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let copy = changed_in(work.path(), "qwen2", |json| {
+        yarn(json, json!({"mscale": 0.7, "mscale_all_dim": 1.0}));
+    });
+    let error = open(&copy).expect_err("it is another kind").to_string();
+    assert!(error.contains("mscale: found 0.7"), "{error}");
 }
 
 /// Most published folders were written by transformers 4, which had other fields for rotary embeddings and windows.
@@ -339,6 +446,15 @@ fn older_fields_say_the_same() {
     });
     assert_eq!(qwen2.reach, [Reach::All, Reach::Window]);
     assert_eq!(qwen2.layer(1).window, Some(8));
+    let gpt_oss = changed("gpt_oss", |json| {
+        let mut rope = take(json, "rope_parameters");
+        json["rope_theta"] = take(&mut rope, "rope_theta");
+        json["rope_scaling"] = rope;
+        for field in ["layer_types", "swiglu_alpha", "swiglu_limit"] {
+            take(json, field);
+        }
+    });
+    assert_eq!(&gpt_oss, both("gpt_oss").0.config());
 }
 
 /// Opens a copy of a folder whose configuration has one text replaced, and expects an error that says `message`.
@@ -427,8 +543,44 @@ fn configurations_that_contradict_their_tensors_or_themselves_are_refused() {
     refused(
         "phi3_longrope",
         "\"longrope\"",
-        "\"yarn\"",
-        "rope_type: found 'yarn'",
+        "\"dynamic\"",
+        "rope_type: found 'dynamic'",
+    );
+    refused(
+        "gpt_oss",
+        "\"swiglu_limit\": 7.0",
+        "\"swiglu_limit\": 8.0",
+        "swiglu_limit: found 8, expected 7",
+    );
+    refused(
+        "gpt_oss",
+        "\"rope_parameters\"",
+        "\"another\"",
+        "rope_scaling: found nothing",
+    );
+    refused(
+        "gpt_oss",
+        "\"num_local_experts\": 8",
+        "\"num_local_experts\": 4",
+        "expected shape [4, ",
+    );
+    refused(
+        "gpt_oss",
+        "\"beta_fast\": 4.0",
+        "\"beta_fast\": 1.0",
+        "beta_fast: found 1, expected more than beta_slow",
+    );
+    refused(
+        "gpt_oss_mxfp4",
+        "\"intermediate_size\": 96",
+        "\"intermediate_size\": 64",
+        "down_proj_blocks': found shape [4, 64, 48], expected shape [4, 64, 32]",
+    );
+    refused(
+        "gpt_oss_mxfp4",
+        "\"quant_method\": \"mxfp4\"",
+        "\"quant_method\": \"fp8\"",
+        "quant_method: found 'fp8'",
     );
     refused(
         "qwen3",

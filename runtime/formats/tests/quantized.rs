@@ -271,6 +271,8 @@ fn what_cannot_be_read_is_refused_by_field() {
         "quantization_config: quant_method: found 'fp8', expected 'gptq' or 'awq'",
         "a GGUF file",
     ]);
+    with(|c| c["quant_method"] = json!("mxfp4"))
+        .refused(&["quant_method: found 'mxfp4'", "gpt-oss in MXFP4"]);
     with(|c| c["bits"] = json!(8)).refused(&["quantization_config: bits: found 8, expected 4"]);
     with(|c| c["bits"] = Value::Null).refused(&["bits: found null"]);
     with(|c| c["group_size"] = json!(48))

@@ -1,6 +1,6 @@
 """Makes the tiny models beside it, with what transformers computes for them.
 
-usage: python make.py LLAMA_CPP      (a source tree of llama.cpp, for its converter; PyPI: torch, transformers)
+usage: python make.py LLAMA_CPP [NAME ...]      (a source tree of llama.cpp, for its converter; PyPI: torch, transformers)
 
 Every model is random from a fixed seed, stored in bf16. Its logits are computed in f32 from those bf16 weights, for one
 prompt, with the plain ("eager") attention. The GGUF files are written by llama.cpp's converter, without a vocabulary.
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 HERE = Path(__file__).resolve().parent
 PROMPT = [(7919 + n * 104_729 + n * n * 31) % 150 + 3 for n in range(40)]
@@ -29,6 +30,11 @@ COMMON = dict(
     bos_token_id=1,
     eos_token_id=2,
     pad_token_id=0,
+)
+
+# The second of eight frequencies is one of those between, and would be another if the ends were whole numbers.
+YARN = dict(
+    rope_type="yarn", rope_theta=1.5e5, factor=4.0, beta_fast=4.0, beta_slow=1.0, truncate=False, original_max_position_embeddings=64
 )
 
 MODELS = {
@@ -88,6 +94,34 @@ MODELS = {
         "Qwen3Moe",
         dict(head_dim=8, moe_intermediate_size=16, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, tie_word_embeddings=True),
     ),
+    # Sinks, a window in every other layer, YaRN whose ramp is not truncated, biases everywhere, three of eight experts.
+    "gpt_oss": (
+        "GptOss",
+        dict(
+            num_hidden_layers=3,
+            intermediate_size=24,
+            head_dim=16,
+            sliding_window=12,
+            max_position_embeddings=256,
+            num_local_experts=8,
+            num_experts_per_tok=3,
+            rope_parameters=YARN,
+        ),
+    ),
+    # The same with experts in MXFP4, two and three blocks a row.
+    "gpt_oss_mxfp4": (
+        "GptOss",
+        dict(
+            hidden_size=64,
+            intermediate_size=96,
+            head_dim=16,
+            sliding_window=9,
+            max_position_embeddings=256,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            rope_parameters=YARN,
+        ),
+    ),
 }
 
 
@@ -100,11 +134,42 @@ def randomise(model, generator):
         elif "norm" in name:
             center = 0.0 if "gemma" in model.config.model_type else 1.0
             values = center + 0.15 * values
+        elif name.endswith("sinks"):
+            values = 1.0 + values
+        elif "experts.gate_up_proj" in name and model.config.model_type == "gpt_oss":
+            # Inputs come first here. Large enough for gates and ups beyond their limits.
+            values = values * (4.0 / weight.shape[-2] ** 0.5)
         elif "embed_tokens" in name:
             values = values * (1.0 if model.config.tie_word_embeddings is False else 0.4)
         else:
             values = values * (1.4 / weight.shape[-1] ** 0.5)
         weight.data.copy_(values)
+
+
+def pack_experts(model, generator):
+    """Gives the experts' matrices random values that MXFP4 holds, and returns their blocks and scales by name."""
+    packed = {}
+    for name, weight in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            experts, inputs, outputs = weight.shape
+            shape = (experts, outputs, inputs // 32)
+            blocks = torch.randint(0, 256, (*shape, 16), generator=generator, dtype=torch.uint8)
+            # Powers of two from 2^-5 on.
+            scales = torch.randint(122, 125, shape, generator=generator, dtype=torch.uint8)
+            weight.data.copy_(convert_moe_packed_tensors(blocks, scales))
+            packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return packed
+
+
+def store_packed(folder, packed):
+    """Puts blocks and scales in the place of the matrices that they stand for."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in packed:
+        tensors.pop(name.removesuffix("_blocks").removesuffix("_scales"), None)
+    save_file(tensors | packed, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def make(name, family, options):
@@ -113,8 +178,10 @@ def make(name, family, options):
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "eager"
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    randomise(model, torch.Generator().manual_seed(sum(map(ord, name))))
+    generator = torch.Generator().manual_seed(sum(map(ord, name)))
+    randomise(model, generator)
     model = model.to(torch.bfloat16)
+    packed = pack_experts(model, generator) if "mxfp4" in name else {}
     folder = HERE / name
     model.save_pretrained(folder)
     for unused in ["generation_config.json"]:
@@ -129,6 +196,8 @@ def make(name, family, options):
         "prompt": PROMPT,
         "logits": [{"position": position, "values": [float(f"{x:.7g}") for x in logits[position].tolist()]} for position in POSITIONS],
     }
+    if packed:
+        store_packed(folder, packed)
     (folder / "model.safetensors").chmod(0o644)
     (folder / "expected.json").write_text(json.dumps(expected, separators=(",", ":")) + "\n")
     print(name, {k: tuple(v.shape) for k, v in list(load_file(folder / "model.safetensors").items())[:4]}, "logits' deviation", logits.std().item())
@@ -169,6 +238,6 @@ def to_gguf(name, llama_cpp):
 
 
 if __name__ == "__main__":
-    for name, (family, options) in MODELS.items():
-        make(name, family, options)
+    for name in sys.argv[2:] or MODELS:
+        make(name, *MODELS[name])
         to_gguf(name, Path(sys.argv[1]).resolve())

@@ -8,8 +8,11 @@
 //!     p[16]  = 2^(s - m')                          the scale contains log2(e)
 //!     l[16]  = l * 2^(m - m') + p                  one lane a key modulo 16, summed at the end
 //!     o      = o * 2^(m - m') + sum of p * v       keys in order
-//! out = o / sum(l)
+//! out = o / (sum(l) + 2^(sink - m))                the last term only of heads with a sink
 //! ```
+//! A head's sink is one score more, of a key without a value (Xiao et al., "Efficient Streaming Language Models with
+//! Attention Sinks", arXiv 2309.17453, section 3.3). It belongs to no segment and comes once, after the last merge.
+//!
 //! Keys are cut into segments of [`SEGMENT`], each computed from the beginning; their results are merged in order of
 //! position, `(m, l, o)` with `(m', l', o')` to the larger `m`. So segments may be computed by different workers.
 //!
@@ -64,6 +67,8 @@ pub(crate) struct Attention<'a, E> {
     pub window: Option<usize>,
     /// Scores are kept within this by a hyperbolic tangent.
     pub soft_cap: Option<f32>,
+    /// Scores of the heads' sinks, which are neither scaled nor capped: `[heads]`. Partial sums are without.
+    pub sinks: Option<&'a [f32]>,
     /// `[queries][heads * head_dim]`.
     pub q: Rows<'a>,
     /// Segments to look at; those beyond the last key count for nothing.
@@ -135,7 +140,8 @@ impl<E: KvElement> Attention<'_, E> {
                 for r in 0..R {
                     let (row, head) = ((query + r) / self.heads, (query + r) % self.heads);
                     let to = &mut out.row_mut(row)[head * head_dim..][..head_dim];
-                    finish(lanes, &sums[r * len..][..len], to);
+                    let sink = self.sinks.map(|sinks| sinks[head]);
+                    finish(lanes, &sums[r * len..][..len], sink, to);
                 }
             }
         }
@@ -282,11 +288,14 @@ fn weigh<L: Lanes>(lanes: L, head: &mut [f32], reference: f32, normaliser: f32) 
     (mine, powers[1])
 }
 
-/// Divides the sums by their normaliser.
+/// Divides the sums by their normaliser, to which the sink is added.
 #[inline(always)]
-fn finish<L: Lanes>(lanes: L, sums: &[f32], to: &mut [f32]) {
+fn finish<L: Lanes>(lanes: L, sums: &[f32], sink: Option<f32>, to: &mut [f32]) {
     let (head, out) = sums.split_at(2);
-    let normaliser = lanes.splat(head[1]);
+    let mut normaliser = lanes.splat(head[1]);
+    if let Some(sink) = sink {
+        normaliser = lanes.add(normaliser, sink_weight(lanes, sink, head[0]));
+    }
     for (to, out) in to.chunks_mut(LANES).zip(out.as_chunks().0) {
         let mut whole = [0.0; LANES];
         lanes.store(lanes.div(lanes.load(out), normaliser), &mut whole);
@@ -294,10 +303,19 @@ fn finish<L: Lanes>(lanes: L, sums: &[f32], to: &mut [f32]) {
     }
 }
 
+/// What a sink adds to a normaliser whose weights are relative to `reference`, in every lane. One that is more than 127
+/// powers of two above it counts as 127 above, which leaves nothing of the values either way.
+#[inline(always)]
+pub(super) fn sink_weight<L: Lanes>(lanes: L, sink: f32, reference: f32) -> L::F32 {
+    exp2(lanes, lanes.splat(sink * LOG2_E - reference))
+}
+
 /// Merges the sums of one query and head over all segments, in order, into its result.
 pub(crate) struct Merge<'a> {
     /// Sums of the segments: slices of [`partial_len`].
     pub partials: &'a [&'a [f32]],
+    /// Score of the head's sink.
+    pub sink: Option<f32>,
     /// `[head_dim]`.
     pub out: &'a mut [f32],
 }
@@ -316,7 +334,7 @@ impl LaneKernel for Merge<'_> {
             let out = out.as_chunks::<1>().0;
             merge(lanes, &mut sums, (head[0], head[1]), out, 0);
         }
-        finish(lanes, &sums, self.out);
+        finish(lanes, &sums, self.sink, self.out);
     }
 }
 

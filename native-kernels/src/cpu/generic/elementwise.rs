@@ -57,20 +57,34 @@ pub enum Activation {
     Silu,
     /// `x / 2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`: Hendrycks and Gimpel, "Gaussian Error Linear Units", section 2.
     GeluTanh,
+    /// `x' · sigmoid(1.702 x')` with `x' = min(x, 7)`, and the other factor `y` counts as `clamp(y, -7, 7) + 1`: the
+    /// gated unit of gpt-oss.
+    ///
+    /// **Source**: `swiglu` in `gpt_oss/torch/model.py` of openai/gpt-oss; the sigmoid is that of Hendrycks and Gimpel,
+    /// "Gaussian Error Linear Units", section 2.
+    ClampedSwiglu,
 }
 
 impl Activation {
-    /// `activation(gate) * up`.
+    /// Every one.
+    pub const ALL: [Activation; 3] = [
+        Activation::Silu,
+        Activation::GeluTanh,
+        Activation::ClampedSwiglu,
+    ];
+
+    /// `activation(gate) * up`, or what the activation makes of the two.
     #[inline(always)]
     pub(crate) fn gate<L: Lanes>(self, lanes: L, gate: L::F32, up: L::F32) -> L::F32 {
         match self {
             Activation::Silu => Swish.map(lanes, gate, up),
             Activation::GeluTanh => Gelu.map(lanes, gate, up),
+            Activation::ClampedSwiglu => ClampedSwiglu.map(lanes, gate, up),
         }
     }
 }
 
-/// `out = activation(gate) * up`, element by element.
+/// `out = activation(gate) * up`, or what the activation makes of the two, element by element.
 pub(crate) struct Gated<'a> {
     pub gate: Rows<'a>,
     pub up: Rows<'a>,
@@ -88,6 +102,7 @@ impl LaneKernel for Gated<'_> {
             match self.activation {
                 Activation::Silu => map2(lanes, Swish, gate, up, out),
                 Activation::GeluTanh => map2(lanes, Gelu, gate, up, out),
+                Activation::ClampedSwiglu => map2(lanes, ClampedSwiglu, gate, up, out),
             }
         }
     }
@@ -113,6 +128,20 @@ impl<L: Lanes> Map2<L> for Gelu {
         let tangent = tanh(lanes, lanes.mul(inner, lanes.splat(ROOT)));
         let half = lanes.mul(gate, lanes.splat(0.5));
         lanes.mul(lanes.fma(half, tangent, half), up)
+    }
+}
+
+struct ClampedSwiglu;
+
+impl<L: Lanes> Map2<L> for ClampedSwiglu {
+    #[inline(always)]
+    fn map(&self, lanes: L, gate: L::F32, up: L::F32) -> L::F32 {
+        const LIMIT: f32 = 7.0;
+        let limit = lanes.splat(LIMIT);
+        let gate = lanes.min(gate, limit);
+        let up = lanes.max(lanes.min(up, limit), lanes.splat(-LIMIT));
+        let open = sigmoid(lanes, lanes.mul(gate, lanes.splat(1.702)));
+        lanes.mul(lanes.mul(gate, open), lanes.add(up, lanes.splat(1.0)))
     }
 }
 

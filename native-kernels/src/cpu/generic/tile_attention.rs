@@ -9,13 +9,13 @@
 //!         p = 2^(s - m')                              rounded to bf16 for the products, summed as f32
 //!         l = l * 2^(m - m') + p                      one lane a key modulo 16, summed at the end
 //!         o = o * 2^(m - m') + p · v                  tiles
-//! out = o / sum(l)
+//! out = o / (sum(l) + 2^(sink - m))               the last term only of heads with a sink
 //! ```
 //! **Source**: as `attention`. **Error**: queries, keys, values and weights are each rounded to `bf16`, so a score is
 //! within `2^-6.99` of the sum of magnitudes it consists of, and the result within `2^-6.94` of the largest value
 //! more: the powers add `2^-13`, above and below the line.
 
-use super::attention::{SLACK, mask, soft_cap};
+use super::attention::{SLACK, mask, sink_weight, soft_cap};
 use super::exp::{LOG2_E, coarse_exp2, exp2};
 use super::tile_matmul::{
     PairKernel, PairUnit, ROW_TILE, TileKernel, TileSums, TileUnit, TileWords,
@@ -175,6 +175,8 @@ pub(crate) struct TileAttention<'a> {
     pub window: Option<usize>,
     /// Scores are kept within this by a hyperbolic tangent.
     pub soft_cap: Option<f32>,
+    /// Scores of the heads' sinks, which are neither scaled nor capped: `[heads]`.
+    pub sinks: Option<&'a [f32]>,
     /// `[queries][heads * head_dim]`.
     pub q: Rows<'a>,
     pub scratch: &'a mut AttentionScratch,
@@ -292,7 +294,11 @@ impl TileAttention<'_> {
         }
         for (r, query) in queries.enumerate() {
             let (row, head) = (query / self.heads, query % self.heads);
-            let normaliser = lanes.splat(lanes.sum(lanes.load(&normaliser[r])));
+            let mut normaliser = lanes.splat(lanes.sum(lanes.load(&normaliser[r])));
+            if let Some(sinks) = self.sinks {
+                let sink = sink_weight(lanes, sinks[head], reference[r]);
+                normaliser = lanes.add(normaliser, sink);
+            }
             let to = &mut self.out.row_mut(row)[head * head_dim..][..head_dim];
             for (to, out) in to.chunks_mut(LANES).zip(&scratch.out) {
                 let mut whole = [0.0; LANES];

@@ -61,7 +61,7 @@ fn gates_and_sums_stay_within_their_memory() {
     let mut random = Random(2);
     for shape in shapes() {
         let (a, b) = (random.floats(len(shape)), random.floats(len(shape)));
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in Activation::ALL {
             everywhere(&format!("{activation:?} {shape:?}"), |isa, edge| {
                 let (a, b) = (Guarded::new(&a, edge), Guarded::new(&b, edge));
                 let mut out = Guarded::new(&b, edge);

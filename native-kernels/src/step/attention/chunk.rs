@@ -219,6 +219,7 @@ impl Run<'_, '_> {
             scale: attention.scale,
             window: attention.window,
             soft_cap: attention.soft_cap,
+            sinks: attention.sinks_of(kv_head),
             q: Rows::new(&q[..rows.len() * width], rows.len(), width),
             scratch: room,
             // SAFETY: the chunks are different pairs of rows and KV head, so their parts have no common element.
@@ -310,6 +311,7 @@ impl Run<'_, '_> {
             scale: attention.scale,
             window: attention.window,
             soft_cap: attention.soft_cap,
+            sinks: attention.sinks_of(kv_head),
             q: Rows::new(&self.scratch.rows[..rows.len() * width], rows.len(), width),
             segments,
             into,

@@ -44,6 +44,9 @@ pub struct Attention {
     pub window: Option<usize>,
     /// Scores become `cap · tanh(score / cap)`.
     pub soft_cap: Option<f32>,
+    /// A score of each query head that no key has: it takes its share of the softmax and adds no value. Neither scaled nor
+    /// capped.
+    pub sinks: Option<Vec<f32>>,
     /// Applied to every query head before it is turned.
     pub query_norm: Option<Norm>,
     /// Applied to every key head before it is turned.
@@ -93,6 +96,13 @@ impl Attention {
         for norm in self.query_norm.iter().chain(&self.key_norm) {
             assert_width("norm of heads", norm.weight.len(), self.head_dim);
         }
+        if let Some(sinks) = &self.sinks {
+            assert!(
+                sinks.len() == heads,
+                "{} sinks of {heads} heads",
+                sinks.len()
+            );
+        }
         if let Some(rope) = &self.rope {
             assert!(rope.rotary_dims() <= self.head_dim, "turns within a head");
         }
@@ -112,6 +122,13 @@ impl Attention {
             self.num_kv_heads,
             self.head_dim
         );
+    }
+
+    /// Sinks of the heads that share a KV head.
+    fn sinks_of(&self, kv_head: usize) -> Option<&[f32]> {
+        let heads = self.num_heads / self.num_kv_heads;
+        let sinks = self.sinks.as_ref()?;
+        Some(&sinks[kv_head * heads..][..heads])
     }
 
     /// Segments that rows of a sequence see; `rows` are counted within it.
@@ -267,6 +284,7 @@ impl Attention {
         let mut out = unsafe { running.part(self.out, row..row + 1, cols) };
         running.bound.attention_decode.run(Merge {
             partials: &partials,
+            sink: self.sinks.as_ref().map(|sinks| sinks[head]),
             out: out.row_mut(0),
         });
     }

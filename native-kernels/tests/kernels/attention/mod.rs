@@ -1,6 +1,7 @@
 //! Attention over the paged cache: sequences in blocks, steps that advance them, and what the reference makes of them.
 
 mod results;
+mod sinks;
 
 use crate::support::{Random, fill, read};
 use plinth_kernels::{
@@ -18,6 +19,8 @@ pub struct Shape {
     pub dtype: KvDtype,
     pub window: Option<usize>,
     pub cap: Option<f32>,
+    /// Sinks of the heads, in turn.
+    pub sinks: Option<[f32; 5]>,
 }
 
 /// What happens to heads before attention.
@@ -68,6 +71,7 @@ impl Operation {
             scale: shape.scale(),
             window: shape.window,
             soft_cap: shape.cap,
+            sinks: (0..shape.heads).map(|head| shape.sink(head)).collect(),
             query_norm: heads.query_norm.clone(),
             key_norm: heads.key_norm.clone(),
             rope: heads.rope.clone(),
@@ -113,6 +117,7 @@ fn poison(set: &KernelSet, workers: &Workers, cache: &mut KvCache) {
         dtype: layout.dtype,
         window: Some(1),
         cap: None,
+        sinks: None,
     };
     let tables: Vec<[u32; 1]> = (0..layout.num_blocks as u32).map(|block| [block]).collect();
     let owners: Vec<Sequence<'_>> = tables
@@ -137,6 +142,10 @@ fn poison(set: &KernelSet, workers: &Workers, cache: &mut KvCache) {
 impl Shape {
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    fn sink(&self, head: usize) -> Option<f32> {
+        self.sinks.map(|sinks| sinks[head % sinks.len()])
     }
 
     pub fn cache(&self, num_blocks: usize) -> KvCache {
@@ -269,8 +278,12 @@ impl Case {
                 };
                 let (keys, values) = (of_head(&k), of_head(&v));
                 let query = &q[i * d..][..d];
-                let expected =
-                    reference::attention(query, &keys, &values, shape.scale(), shape.cap);
+                let by = reference::Scores {
+                    scale: shape.scale(),
+                    cap: shape.cap,
+                    sink: shape.sink(head),
+                };
+                let expected = reference::attention(query, &keys, &values, by);
                 let bound = bound(&shape, token + 1 - first);
                 for (out, expected) in out.iter().zip(expected) {
                     let error = (f64::from(*out) - expected).abs();
@@ -341,6 +354,15 @@ fn shape(
         dtype,
         window,
         cap,
+        sinks: None,
+    }
+}
+
+/// The same with sinks from far below the scores to well above most of them.
+fn sunk(shape: Shape) -> Shape {
+    Shape {
+        sinks: Some([1.5, -3.0, 5.25, 0.0, -40.0]),
+        ..shape
     }
 }
 
@@ -355,6 +377,10 @@ fn shapes() -> Vec<Shape> {
         shape((16, 1, 40), 32, KvDtype::F32, None, None),
         shape((9, 3, 64), 16, KvDtype::Q8, None, None),
         shape((6, 2, 24), 48, KvDtype::Q8, Some(20), Some(2.0)),
+        sunk(shape((8, 1, 64), 16, KvDtype::F16, Some(13), None)),
+        sunk(shape((5, 1, 8), 16, KvDtype::F32, None, Some(2.0))),
+        sunk(shape((6, 2, 40), 48, KvDtype::BF16, None, None)),
+        sunk(shape((9, 3, 24), 32, KvDtype::Q8, None, None)),
     ]
 }
 
@@ -366,5 +392,7 @@ fn long_shapes() -> Vec<Shape> {
         shape((3, 1, 24), 16, KvDtype::BF16, Some(600), Some(1.5)),
         shape((1, 1, 8), 48, KvDtype::F32, Some(512), None),
         shape((3, 1, 40), 16, KvDtype::Q8, None, None),
+        sunk(shape((4, 2, 16), 16, KvDtype::F16, Some(600), None)),
+        sunk(shape((3, 1, 8), 48, KvDtype::Q8, None, None)),
     ]
 }

@@ -125,6 +125,7 @@ impl Buffers {
             scale: config.attention_scale,
             window: of_layer.window,
             soft_cap: config.attention_softcap,
+            sinks: layer.sinks,
             query_norm: layer.query_norm.map(|weight| normed(config, weight)),
             key_norm: layer.key_norm.map(|weight| normed(config, weight)),
             rope: Some(ropes.of(of_layer.rope)),
@@ -136,6 +137,7 @@ impl Buffers {
         let activation = match config.activation {
             Activation::Silu => plinth_kernels::Activation::Silu,
             Activation::GeluTanh => plinth_kernels::Activation::GeluTanh,
+            Activation::ClampedSwiglu => plinth_kernels::Activation::ClampedSwiglu,
         };
         match layer.feed_forward {
             FeedForward::Dense(Expert { gate, up, down }) => {

@@ -66,8 +66,39 @@ fn inverse_frequencies(rope: &RopeConfig) -> Vec<f32> {
             let kept = ((wavelengths - low) / (high - low)).clamp(0.0, 1.0);
             plain(i) * (kept + (1.0 - kept) / f64::from(*factor))
         }
+        RopeScaling::Yarn { factor, .. } => {
+            let (first, last) = yarn_blend(rope);
+            let kept = 1.0 - ((i as f64 - first) / (last - first)).clamp(0.0, 1.0);
+            plain(i) * (kept + (1.0 - kept) / f64::from(*factor))
+        }
     };
     (0..pairs).map(|i| scaled(i) as f32).collect()
+}
+
+/// The pairs between which YaRN blends: those that turn `beta_fast` and `beta_slow` times within the first context.
+fn yarn_blend(rope: &RopeConfig) -> (f64, f64) {
+    let RopeScaling::Yarn {
+        beta_fast,
+        beta_slow,
+        original_context,
+        truncate,
+        ..
+    } = rope.scaling
+    else {
+        unreachable!("asked for YaRN only")
+    };
+    let dims = rope.dims as f64;
+    let turning = |times: f32| {
+        let wavelength = f64::from(original_context) / f64::from(times);
+        dims * (wavelength / TAU).ln() / (2.0 * f64::from(rope.base).ln())
+    };
+    let (first, last) = match (turning(beta_fast), turning(beta_slow)) {
+        (first, last) if truncate => (first.floor(), last.ceil()),
+        ends => ends,
+    };
+    // As in transformers, which compares the last with elements and not with pairs of them, and lets no two be equal.
+    let (first, last) = (first.max(0.0), last.min(dims - 1.0));
+    (first, if first == last { last + 0.001 } else { last })
 }
 
 #[cfg(test)]
@@ -111,6 +142,61 @@ mod tests {
             scaled.windows(2).all(|pair| pair[1] < pair[0]),
             "the blend does not turn around"
         );
+    }
+
+    /// Values of the formula in transformers 5.19 (`_compute_yarn_parameters`), in double precision, for gpt-oss and for a
+    /// model whose blend ends at whole pairs.
+    #[test]
+    fn yarn_blends_between_two_pairs() {
+        let of = |base: f32, dims: usize, context: f32, truncate: bool| {
+            let rope = |scaling| RopeConfig {
+                base,
+                dims,
+                layout: RopeLayout::HalfSplit,
+                scaling,
+            };
+            let plain = inverse_frequencies(&rope(RopeScaling::None));
+            let scaled = inverse_frequencies(&rope(RopeScaling::Yarn {
+                factor: 32.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                original_context: context,
+                truncate,
+            }));
+            let pairs = plain.iter().zip(&scaled);
+            pairs
+                .map(|(plain, scaled)| plain / scaled)
+                .collect::<Vec<f32>>()
+        };
+        for (ratios, kept, divided, between) in [
+            (
+                of(150_000.0, 64, 4096.0, false),
+                8,
+                18,
+                [(9, 1.1043), (13, 2.044_49), (17, 13.757_52)],
+            ),
+            (
+                of(1_000_000.0, 128, 32_768.0, true),
+                23,
+                40,
+                [(24, 1.060_43), (31, 1.837_84), (39, 11.333_33)],
+            ),
+        ] {
+            assert!(
+                ratios[..=kept]
+                    .iter()
+                    .all(|ratio| (ratio - 1.0).abs() < 1e-6)
+            );
+            assert!(
+                ratios[divided..]
+                    .iter()
+                    .all(|ratio| (ratio - 32.0).abs() < 1e-4)
+            );
+            for (pair, expected) in between {
+                let found = ratios[pair];
+                assert!((found / expected - 1.0).abs() < 1e-5, "{pair}: {found}");
+            }
+        }
     }
 
     #[test]

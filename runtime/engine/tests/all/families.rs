@@ -6,9 +6,11 @@ use plinth_kernels::{KernelSet, KvDtype, Selection, Workers};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-pub const FAMILIES: [&str; 9] = [
+pub const FAMILIES: [&str; 11] = [
     "gemma2",
     "gemma3",
+    "gpt_oss",
+    "gpt_oss_mxfp4",
     "mistral",
     "mixtral",
     "phi3",
@@ -28,6 +30,11 @@ fn engine(path: &Path, chunk: usize) -> Engine {
     // Exact products: what is tested is the model, not the rounding of its kernels.
     let mut selection = Selection::best();
     selection.matmul_many.clear();
+    for (_, kernel) in &mut selection.matmul {
+        if kernel.ends_with(".int8") {
+            "cpu.portable.matmul.dequant".clone_into(kernel);
+        }
+    }
     let kernels = KernelSet::bind(&selection).expect("it binds");
     let workers = Workers::new(2, &[]).expect("two threads");
     let options = EngineOptions {
@@ -119,7 +126,7 @@ fn every_family_computes_what_transformers_does() {
 /// A row goes through the same experts with the same bits whatever else is in the step.
 #[test]
 fn company_changes_no_bit_of_a_mixture() {
-    for family in ["mixtral", "qwen3_moe"] {
+    for family in ["mixtral", "qwen3_moe", "gpt_oss"] {
         let request = |seed: usize, len: usize| Request {
             prompt: (0..len)
                 .map(|n| ((seed * 31 + n * 17) % 150) as u32)

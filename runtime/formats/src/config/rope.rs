@@ -63,6 +63,19 @@ pub enum RopeScaling {
         /// Context of the first training, in tokens.
         original_context: f32,
     },
+    /// As `Llama3`, blended over pairs instead of wavelengths (YaRN, arXiv 2309.00071, section 3.2).
+    Yarn {
+        /// For low frequencies.
+        factor: f32,
+        /// Pairs that turn this often or more within `original_context` are kept.
+        beta_fast: f32,
+        /// Pairs that turn this often or less there are divided.
+        beta_slow: f32,
+        /// Context of the first training, in tokens.
+        original_context: f32,
+        /// The two ends of the blend are moved apart to whole pairs.
+        truncate: bool,
+    },
     /// Each frequency divided by a factor of its own: `dims / 2` of them (the tensor `rope_freqs.weight` of GGUF).
     Factors(Vec<f32>),
 }
@@ -102,9 +115,37 @@ impl RopeConfig {
                     expected,
                 ))
             }
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                original_context,
+                ..
+            } => {
+                positive("factor", *factor)?;
+                positive("beta_slow", *beta_slow)?;
+                positive("original_max_position_embeddings", *original_context)?;
+                if beta_fast > beta_slow {
+                    return Ok(());
+                }
+                let expected = format!("more than beta_slow, which is {beta_slow}");
+                Err(Problem::field(
+                    "rotary scaling: beta_fast",
+                    beta_fast,
+                    expected,
+                ))
+            }
             RopeScaling::Factors(factors) => check_factors(factors, self.dims),
         }
     }
+}
+
+/// The magnitude that YaRN has if nothing else is said (arXiv 2309.00071, section 3.4).
+pub(crate) fn yarn_magnitude(factor: f32) -> f32 {
+    if factor <= 1.0 {
+        return 1.0;
+    }
+    (0.1 * f64::from(factor).ln() + 1.0) as f32
 }
 
 impl LongRope {

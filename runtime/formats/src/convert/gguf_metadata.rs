@@ -1,6 +1,6 @@
 //! The metadata of a GGUF file that is going to be written.
 
-use crate::config::{ModelConfig, Reach, RopeScaling};
+use crate::config::{ModelConfig, Reach, RopeScaling, yarn_magnitude};
 use crate::error::{Checked, FormatError, Problem, shown};
 use crate::gguf::{self, Array, Metadata, Value};
 use crate::model_file::{ModelFile, Source};
@@ -131,9 +131,36 @@ pub(crate) fn model(config: &ModelConfig) -> Checked<Vec<(String, Value)>> {
         }
     }
     let scaling = |kind: &str| (key("rope.scaling.type"), Value::String(kind.to_owned()));
-    if let RopeScaling::Linear { factor } = config.rope.scaling {
-        list.push(scaling("linear"));
-        list.push(number("rope.scaling.factor", factor));
+    match config.rope.scaling {
+        RopeScaling::Linear { factor } => {
+            list.push(scaling("linear"));
+            list.push(number("rope.scaling.factor", factor));
+        }
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_context,
+            ..
+        } => {
+            list.push(scaling("yarn"));
+            list.push(size(
+                "rope.scaling.original_context_length",
+                original_context as usize,
+            ));
+            for (name, x) in [
+                ("rope.scaling.factor", factor),
+                ("rope.scaling.yarn_beta_fast", beta_fast),
+                ("rope.scaling.yarn_beta_slow", beta_slow),
+            ] {
+                list.push(number(name, x));
+            }
+            if config.rope_magnitude != yarn_magnitude(factor) {
+                let magnitude = config.rope_magnitude;
+                list.push(number("rope.scaling.yarn_attn_factor", magnitude));
+            }
+        }
+        _ => {}
     }
     if let Some(long) = &config.long_rope {
         list.push(scaling("longrope"));
@@ -158,7 +185,14 @@ fn can_be_said(config: &ModelConfig) -> Checked<()> {
         let problem = Problem::field("norm_topk_prob", false, true);
         return Err(problem.fix(fix));
     }
-    if has_both_reaches(config) && !config.architecture.starts_with("gemma") {
+    if let RopeScaling::Yarn { truncate, .. } = config.rope.scaling
+        && truncate != gguf::yarn_is_truncated(&config.architecture)
+    {
+        let problem = Problem::field("rotary scaling: truncate", truncate, !truncate);
+        return Err(problem.fix(fix));
+    }
+    let can_mix = ["gemma2", "gemma3", "gpt-oss"].contains(&config.architecture.as_str());
+    if has_both_reaches(config) && !can_mix {
         let problem = Problem::field("sliding window", "in some layers", "in all of them or none");
         return Err(problem.fix(fix));
     }
@@ -306,6 +340,9 @@ fn pre_tokenizer(json: &Json) -> Checked<&'static str> {
     if pre.contains("\"Digits\"") && pre.contains("ByteLevel") {
         return Ok("smollm");
     }
+    if pre.contains("\\\\p{Lu}") && pre.contains("\\\\p{N}{1,3}") {
+        return Ok("gpt-4o");
+    }
     if pre.contains("\\\\p{N}{1,3}") {
         return Ok("llama-bpe");
     }
@@ -318,7 +355,29 @@ fn pre_tokenizer(json: &Json) -> Checked<&'static str> {
     let problem = Problem::field(
         "pre_tokenizer",
         shown(&pre),
-        "the steps of SmolLM, Llama 3, Qwen 2 or GPT-2",
+        "the steps of SmolLM, Llama 3, Qwen 2, GPT-4o or GPT-2",
     );
     Err(problem.fix("a GGUF file with this tokenizer cannot be written yet"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What tells the patterns apart, as `tokenizer.json` has them.
+    #[test]
+    fn ways_to_split_are_told_by_their_patterns() {
+        let split = |pattern: &str| {
+            let split = json!({"type": "Split", "pattern": {"Regex": pattern}});
+            json!({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, {"type": "ByteLevel"}]}})
+        };
+        for (pattern, name) in [
+            (r"\p{L}+|\p{N}{1,3}", "llama-bpe"),
+            (r"[\p{Lu}\p{Lt}]*[\p{Ll}]+|\p{N}{1,3}", "gpt-4o"),
+            (r"\p{L}+|\p{N}", "qwen2"),
+        ] {
+            assert_eq!(pre_tokenizer(&split(pattern)).ok(), Some(name));
+        }
+    }
 }

@@ -143,6 +143,21 @@ fn rope_scaling(config: &ModelConfig) -> Checked<Json> {
             "high_freq_factor": shortest(*high_freq_factor),
             "original_max_position_embeddings": *original_context as u64,
         })),
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_context,
+            truncate,
+        } => Ok(json!({
+            "rope_type": "yarn",
+            "factor": shortest(*factor),
+            "beta_fast": shortest(*beta_fast),
+            "beta_slow": shortest(*beta_slow),
+            "original_max_position_embeddings": *original_context as u64,
+            "truncate": truncate,
+            "attention_factor": shortest(config.rope_magnitude),
+        })),
         RopeScaling::Factors(_) => {
             let problem = Problem::field("tensor 'rope_freqs.weight'", "factors", "none");
             Err(problem.fix("a folder says this as the numbers that the factors were made from, which the file lacks"))

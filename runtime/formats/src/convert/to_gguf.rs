@@ -73,9 +73,10 @@ fn plan(tensor: &Target<'_>, target: Format, report: &mut Report) -> Planned {
         format,
         rows: tensor.rows(),
         cols,
-        matrices: tensor.matrices,
+        matrices: tensor.matrices(),
     };
-    if tensor.rows() == 1 || name.ends_with(".ffn_gate_inp.weight") {
+    let vector = tensor.rows() == 1 || name.ends_with(".bias");
+    if vector || name.ends_with(".ffn_gate_inp.weight") {
         return with(Format::F32);
     }
     let four_bits = matches!(target, Format::Q4_0 | Format::Q4_1);

@@ -3,33 +3,16 @@
 //! **Source** of the keys, of their defaults and of what an architecture implies without saying it: llama.cpp, release
 //! 11434, `src/models/*.cpp`, `src/llama-model.cpp` and `conversion/*.py`.
 
+mod rope;
+
+pub(crate) use rope::{Factors, rope_layout, yarn_is_truncated};
+
 use super::reader::Gguf;
 use super::value::Metadata;
 use crate::config::{
-    ARCHITECTURES, ExpertsConfig, LongRope, ModelConfig, Reach, RopeConfig, RopeLayout,
-    RopeScaling, Sizes,
+    ARCHITECTURES, ExpertsConfig, ModelConfig, Reach, RopeConfig, RopeScaling, Sizes,
 };
 use crate::error::{Checked, Problem, shown};
-
-/// Contents of the tensors that are a part of the configuration, where the file has them.
-#[derive(Default)]
-pub(crate) struct Factors {
-    /// `rope_freqs.weight`.
-    pub plain: Option<Vec<f32>>,
-    /// `rope_factors_short.weight`.
-    pub short: Option<Vec<f32>>,
-    /// `rope_factors_long.weight`.
-    pub long: Option<Vec<f32>>,
-}
-
-/// The layout that the rotated pairs of an architecture have in a GGUF file: rows of queries and keys were permuted for
-/// `llama` alone (`llama_model_rope_type` in llama.cpp).
-pub(crate) fn rope_layout(architecture: &str) -> RopeLayout {
-    match architecture {
-        "llama" => RopeLayout::Interleaved,
-        _ => RopeLayout::HalfSplit,
-    }
-}
 
 /// Reads and checks it.
 pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig> {
@@ -64,13 +47,13 @@ pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig
         keys.number(epsilon),
         "a number such as 1e-5",
     )?;
-    let (rope, long_rope) = rope(&keys, factors, head_dim)?;
+    let (rope, long_rope) = rope::of(&keys, factors, head_dim)?;
     let window = keys.size("attention.sliding_window")?.filter(|&n| n > 0);
     let plain = ModelConfig {
         architecture: architecture.to_owned(),
         name: metadata.text("general.name")?.map(str::to_owned),
         long_rope,
-        rope_magnitude: keys.number("rope.scaling.attn_factor")?.unwrap_or(1.0),
+        rope_magnitude: rope::magnitude(&keys, &rope.scaling)?,
         experts: experts(&keys, &sizes)?,
         attention_softcap: keys.softcap("attn_logit_softcapping")?,
         final_softcap: keys.softcap("final_logit_softcapping")?,
@@ -79,6 +62,7 @@ pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig
     let config = match architecture {
         "gemma2" => gemma2(&keys, plain, window.unwrap_or(4096))?,
         "gemma3" => gemma3(&keys, plain, window)?,
+        "gpt-oss" => gpt_oss(&keys, plain, window)?,
         _ => ModelConfig {
             qk_norm: ["qwen3", "qwen3moe"].contains(&architecture),
             ..plain.with_window(window)
@@ -86,43 +70,6 @@ pub(crate) fn model_config(gguf: &Gguf, factors: Factors) -> Checked<ModelConfig
     };
     config.check()?;
     Ok(config)
-}
-
-/// The rotary embedding, with the other factors that long sequences have.
-fn rope(
-    keys: &Keys<'_>,
-    factors: Factors,
-    head_dim: usize,
-) -> Checked<(RopeConfig, Option<LongRope>)> {
-    let (scaling, long) = match (factors.short, factors.long, factors.plain) {
-        (Some(short), Some(long), _) => (RopeScaling::Factors(short), Some(long)),
-        (None, None, Some(plain)) => (RopeScaling::Factors(plain), None),
-        (None, None, None) => (scaling(keys)?, None),
-        (short, ..) => {
-            let (there, missing) = match short {
-                Some(_) => ("short", "long"),
-                None => ("long", "short"),
-            };
-            let field = format!("tensor 'rope_factors_{missing}.weight'");
-            let expected = format!("the counterpart of 'rope_factors_{there}.weight'");
-            return Err(Problem::field(field, "none", expected)
-                .fix("the file is incomplete: fetch it again"));
-        }
-    };
-    let rope = RopeConfig {
-        base: keys.number("rope.freq_base")?.unwrap_or(10_000.0),
-        dims: keys.size("rope.dimension_count")?.unwrap_or(head_dim),
-        layout: rope_layout(keys.architecture),
-        scaling,
-    };
-    let long_rope = match long {
-        None => None,
-        Some(factors) => Some(LongRope {
-            factors,
-            original_context: keys.needed("rope.scaling.original_context_length")?,
-        }),
-    };
-    Ok((rope, long_rope))
 }
 
 /// The scale of attention, which no key says.
@@ -171,6 +118,15 @@ fn gemma3(keys: &Keys<'_>, plain: ModelConfig, window: Option<usize>) -> Checked
     })
 }
 
+/// What gpt-oss does otherwise than a Llama: sinks, and a window in every other layer.
+fn gpt_oss(keys: &Keys<'_>, plain: ModelConfig, window: Option<usize>) -> Checked<ModelConfig> {
+    Ok(ModelConfig {
+        sliding_window: window,
+        reach: pattern(keys, plain.num_layers, 2)?,
+        ..plain.into_gpt_oss()
+    })
+}
+
 /// Which layers look back no further than the window: a list, or a period whose last layer sees everything. `period` is
 /// that of the architecture.
 fn pattern(keys: &Keys<'_>, num_layers: usize, period: usize) -> Checked<Vec<Reach>> {
@@ -188,10 +144,10 @@ fn pattern(keys: &Keys<'_>, num_layers: usize, period: usize) -> Checked<Vec<Rea
 
 fn experts(keys: &Keys<'_>, sizes: &Sizes) -> Checked<Option<ExpertsConfig>> {
     let count = keys.size("expert_count")?.unwrap_or(0);
-    if count == 0 && keys.architecture != "qwen3moe" {
+    if count == 0 && !["qwen3moe", "gpt-oss"].contains(&keys.architecture) {
         return Ok(None);
     }
-    if !["llama", "qwen3moe"].contains(&keys.architecture) {
+    if !["llama", "qwen3moe", "gpt-oss"].contains(&keys.architecture) {
         let found = format!("{count}");
         let problem = Problem::field(
             format!("metadata '{}'", keys.name("expert_count")),
@@ -206,8 +162,9 @@ fn experts(keys: &Keys<'_>, sizes: &Sizes) -> Checked<Option<ExpertsConfig>> {
         intermediate_size: keys
             .size("expert_feed_forward_length")?
             .unwrap_or(sizes.intermediate_size),
-        // Both do, and the file does not say it.
+        // All of them do, and the file does not say it.
         normalize: true,
+        biases: keys.architecture == "gpt-oss",
     }))
 }
 
@@ -280,27 +237,5 @@ fn vocab_size(gguf: &Gguf) -> Checked<usize> {
             ))
         }
         _ => Ok(rows),
-    }
-}
-
-fn scaling(keys: &Keys<'_>) -> Checked<RopeScaling> {
-    let factor = keys.number("rope.scaling.factor")?.unwrap_or(1.0);
-    let key = keys.name("rope.scaling.type");
-    match keys.metadata.text(&key)? {
-        None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor }),
-        Some("longrope") => {
-            let field = "tensors 'rope_factors_short.weight' and 'rope_factors_long.weight'";
-            let problem = Problem::field(field, "none", "the factors that 'longrope' stands for");
-            Err(problem.fix("the file is incomplete: fetch it again"))
-        }
-        Some(other) => {
-            let problem = Problem::field(
-                format!("metadata '{key}'"),
-                shown(other),
-                "'none', 'linear' or 'longrope'",
-            );
-            Err(problem.fix("this kind of rotary scaling is not supported"))
-        }
     }
 }

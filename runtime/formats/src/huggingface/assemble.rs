@@ -49,22 +49,28 @@ pub(super) fn tensors(
     Ok(tensors)
 }
 
-fn field(name: &str) -> String {
+pub(super) fn field(name: &str) -> String {
     format!("tensor {}", shown(name))
 }
 
 fn float(entry: Entry) -> Checked<TensorInfo> {
-    let Dtype::Float(format) = entry.dtype else {
-        return Err(Problem::field(
-            field(&entry.name),
-            "dtype 'I32'",
-            "F32, F16 or BF16",
-        ));
-    };
+    let format = float_format(&entry)?;
     Ok(TensorInfo {
         matrices: entry.matrices,
         ..TensorInfo::new(entry.gguf_name, format, entry.rows, entry.cols, entry.place)
     })
+}
+
+/// The format of what must hold floats.
+pub(super) fn float_format(entry: &Entry) -> Checked<Format> {
+    match entry.dtype {
+        Dtype::Float(format) => Ok(format),
+        other => Err(Problem::field(
+            field(&entry.name),
+            other.name(),
+            "F32, F16 or BF16",
+        )),
+    }
 }
 
 /// The parts of a quantised layer.
@@ -110,13 +116,7 @@ impl Layer {
         let groups = inputs.div_ceil(group_size);
         integers(&weights, packing.weight_shape(outputs, inputs))?;
         integers(&zeros, (groups, outputs / 8))?;
-        let Dtype::Float(scale_format) = scales.dtype else {
-            return Err(Problem::field(
-                field(&scales.name),
-                "dtype 'I32'",
-                "F16, BF16 or F32",
-            ));
-        };
+        let scale_format = float_format(&scales)?;
         shaped(&scales, (groups, outputs))?;
         if scale_format != Format::F16 {
             f16_scales(&scales.name, scale_format, read(&scales)?)?;
@@ -143,7 +143,7 @@ impl Layer {
     }
 }
 
-fn needed(part: Option<Entry>, stem: &str, kind: &str) -> Checked<Entry> {
+pub(super) fn needed(part: Option<Entry>, stem: &str, kind: &str) -> Checked<Entry> {
     part.ok_or_else(|| {
         let expected = "it beside the other parts of the quantised layer";
         Problem::field(field(&format!("{stem}.{kind}")), "none", expected)
@@ -154,8 +154,8 @@ fn needed(part: Option<Entry>, stem: &str, kind: &str) -> Checked<Entry> {
 fn integers(entry: &Entry, shape: (usize, usize)) -> Checked<()> {
     match entry.dtype {
         Dtype::I32 => shaped(entry, shape),
-        Dtype::Float(format) => {
-            let found = format!("{format} elements");
+        other => {
+            let found = format!("{} elements", other.name());
             Err(Problem::field(
                 field(&entry.name),
                 found,

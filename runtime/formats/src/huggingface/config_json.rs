@@ -12,7 +12,7 @@ use fields::{needed, needed_size, number, positive, size, text, truth};
 use serde_json::Value;
 
 /// The model types that are read, and the architecture that each is in GGUF.
-const MODEL_TYPES: [(&str, &str); 9] = [
+const MODEL_TYPES: [(&str, &str); 10] = [
     ("llama", "llama"),
     ("mistral", "llama"),
     ("mixtral", "llama"),
@@ -22,6 +22,7 @@ const MODEL_TYPES: [(&str, &str); 9] = [
     ("gemma2", "gemma2"),
     ("gemma3_text", "gemma3"),
     ("phi3", "phi3"),
+    ("gpt_oss", "gpt-oss"),
 ];
 
 /// Reads and checks it.
@@ -51,6 +52,7 @@ pub(super) fn model_config(json: &Value) -> Checked<ModelConfig> {
     let config = match model_type {
         "gemma2" => gemma(json, plain, 2)?,
         "gemma3_text" => gemma(json, plain, 6)?,
+        "gpt_oss" => gpt_oss(json, plain)?,
         "qwen2" | "qwen3" => qwen(json, plain)?,
         "qwen3_moe" => {
             let window = window_if_used(json)?;
@@ -104,11 +106,12 @@ fn activation(json: &Value) -> Checked<Activation> {
 fn experts(json: &Value, model_type: &str) -> Checked<Option<ExpertsConfig>> {
     let used = || needed_size(json, "num_experts_per_tok");
     Ok(match model_type {
-        "mixtral" => Some(ExpertsConfig {
+        "mixtral" | "gpt_oss" => Some(ExpertsConfig {
             count: needed_size(json, "num_local_experts")?,
             used: used()?,
             intermediate_size: needed_size(json, "intermediate_size")?,
             normalize: true,
+            biases: model_type == "gpt_oss",
         }),
         "qwen3_moe" => {
             every_layer_is_a_mixture(json)?;
@@ -121,6 +124,7 @@ fn experts(json: &Value, model_type: &str) -> Checked<Option<ExpertsConfig>> {
                 used: used()?,
                 intermediate_size: needed_size(json, "moe_intermediate_size")?,
                 normalize: truth(json, "norm_topk_prob")?.unwrap_or(false),
+                biases: false,
             })
         }
         _ => None,
@@ -197,6 +201,35 @@ fn gemma(json: &Value, plain: ModelConfig, period: usize) -> Checked<ModelConfig
         attention_softcap: positive(json, "attn_logit_softcapping")?,
         final_softcap: positive(json, "final_logit_softcapping")?,
         ..plain.into_gemma()
+    })
+}
+
+/// What gpt-oss does otherwise than a Llama. Its gates are of one kind, whose numbers newer files hold.
+fn gpt_oss(json: &Value, plain: ModelConfig) -> Checked<ModelConfig> {
+    for (field, only) in [("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)] {
+        let found = number(json, field)?.unwrap_or(only);
+        if found != only {
+            return Err(Problem::field(field, found, only).fix("such gates are not supported"));
+        }
+    }
+    if !["rope_parameters", "rope_scaling"]
+        .iter()
+        .any(|field| json[field].is_object())
+    {
+        let problem = Problem::field("rope_scaling", "nothing", "that of the model, such as YaRN");
+        return Err(problem.fix("the file is incomplete"));
+    }
+    let reach = match layer_types(json)? {
+        Some(reach) => reach,
+        None => ModelConfig::every_nth_sees_all(2, plain.num_layers),
+    };
+    Ok(ModelConfig {
+        sliding_window: match reach.contains(&Reach::Window) {
+            true => Some(needed_size(json, "sliding_window")?),
+            false => None,
+        },
+        reach,
+        ..plain.into_gpt_oss()
     })
 }
 

@@ -8,7 +8,7 @@ const OUTER: [(&str, &str); 3] = [
 ];
 
 /// Pairs of (Hugging Face, GGUF) inside a layer. Where GGUF has one name for two of Hugging Face's, the first is written.
-const INNER: [(&str, &str); 17] = [
+const INNER: [(&str, &str); 16] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -24,9 +24,30 @@ const INNER: [(&str, &str); 17] = [
     ("mlp.down_proj", "ffn_down"),
     ("mlp.gate", "ffn_gate_inp"),
     ("block_sparse_moe.gate", "ffn_gate_inp"),
-    ("mlp.experts.gate_up_proj", "ffn_gate_up_exps"),
-    ("mlp.experts.down_proj", "ffn_down_exps"),
+    ("mlp.router", "ffn_gate_inp"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
+];
+
+/// Triples of (Hugging Face, GGUF, kind) inside a layer whose name there ends without a kind. The kinds `blocks` and
+/// `scales` are no names of GGUF: what they become is in `super::gpt_oss`.
+const BARE: [(&str, &str, &str); 9] = [
+    ("self_attn.sinks", "attn_sinks", "weight"),
+    ("mlp.experts.gate_up_proj", "ffn_gate_up_exps", "weight"),
+    ("mlp.experts.gate_up_proj_bias", "ffn_gate_up_exps", "bias"),
+    (
+        "mlp.experts.gate_up_proj_blocks",
+        "ffn_gate_up_exps",
+        "blocks",
+    ),
+    (
+        "mlp.experts.gate_up_proj_scales",
+        "ffn_gate_up_exps",
+        "scales",
+    ),
+    ("mlp.experts.down_proj", "ffn_down_exps", "weight"),
+    ("mlp.experts.down_proj_bias", "ffn_down_exps", "bias"),
+    ("mlp.experts.down_proj_blocks", "ffn_down_exps", "blocks"),
+    ("mlp.experts.down_proj_scales", "ffn_down_exps", "scales"),
 ];
 
 /// Norms in a layer without norms after attention and feed-forward part: the one before the feed-forward part is named
@@ -56,17 +77,16 @@ fn inner(post_norms: bool) -> impl Iterator<Item = (&'static str, &'static str)>
 
 /// The GGUF name of a tensor, if a model has one of that name. `post_norms` as in `ModelConfig`.
 pub(crate) fn to_gguf(name: &str, post_norms: bool) -> Option<String> {
-    // Tensors of all experts in one are parameters without a kind.
-    let stacked = name.ends_with(".experts.gate_up_proj") || name.ends_with(".experts.down_proj");
-    let (stem, kind) = match stacked {
-        true => (name, "weight"),
-        false => name.rsplit_once('.')?,
-    };
+    let (stem, kind) = name.rsplit_once('.')?;
     if let Some((_, gguf)) = OUTER.iter().find(|(hf, _)| *hf == stem) {
         return Some(format!("{gguf}.{kind}"));
     }
-    let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
+    let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
+    if let Some((_, gguf, kind)) = BARE.iter().find(|(hf, ..)| *hf == part) {
+        return Some(format!("blk.{layer}.{gguf}.{kind}"));
+    }
+    let (part, _) = part.rsplit_once('.')?;
     if let Some((expert, part)) = expert(part) {
         return Some(format!("blk.{layer}.{part}.{expert}.{kind}"));
     }
@@ -117,7 +137,7 @@ mod tests {
             assert_eq!(from_gguf(gguf).as_deref(), Some(hf));
         }
         assert_eq!(to_gguf("model.layers.x.mlp.up_proj.weight", false), None);
-        assert_eq!(to_gguf("model.layers.0.self_attn.sinks", false), None);
+        assert_eq!(to_gguf("model.layers.0.self_attn.holes", false), None);
         assert_eq!(from_gguf("rope_freqs.weight"), None);
     }
 
@@ -148,6 +168,16 @@ mod tests {
                 "model.layers.2.mlp.experts.gate_up_proj",
                 false,
                 "blk.2.ffn_gate_up_exps.weight",
+            ),
+            (
+                "model.layers.3.mlp.experts.down_proj_scales",
+                false,
+                "blk.3.ffn_down_exps.scales",
+            ),
+            (
+                "model.layers.3.self_attn.sinks",
+                false,
+                "blk.3.attn_sinks.weight",
             ),
         ] {
             assert_eq!(to_gguf(hf, post_norms).as_deref(), Some(gguf));

@@ -1,4 +1,4 @@
-//! What `config.json` says of quantised weights: GPTQ and AWQ with 4 bits are read.
+//! What `config.json` says of quantised weights: GPTQ and AWQ with 4 bits are read, and MXFP4 of gpt-oss.
 
 use crate::error::{Checked, Problem, shown};
 use crate::int4::Packing;
@@ -18,6 +18,11 @@ pub(super) fn read(json: &Value) -> Checked<Option<Quantization>> {
         return Ok(None);
     };
     let text = |name: &str| config.get(name).and_then(Value::as_str);
+    let gpt_oss = json.get("model_type").and_then(Value::as_str) == Some("gpt_oss");
+    if gpt_oss && text("quant_method") == Some("mxfp4") {
+        // Its tensors say the rest: blocks and scales in place of a matrix.
+        return Ok(None);
+    }
     let packing = match text("quant_method") {
         Some("gptq") => Packing::Gptq {
             zeros_less_one: match text("checkpoint_format") {
@@ -74,7 +79,7 @@ pub(crate) const FIELD: &str = "quantization_config";
 
 fn refused(name: &str, found: impl std::fmt::Display, expected: &str) -> Problem {
     Problem::field(format!("{FIELD}: {name}"), found, expected).fix(
-        "quantised safetensors are read with 4 bits from GPTQ or AWQ only: take such a model, the float model, or a \
-         GGUF file",
+        "quantised safetensors are read with 4 bits from GPTQ or AWQ, and gpt-oss in MXFP4: take such a model, the \
+         float model, or a GGUF file",
     )
 }

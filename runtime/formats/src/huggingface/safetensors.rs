@@ -94,6 +94,8 @@ pub(super) enum Dtype {
     Float(Format),
     /// Words of packed integers.
     I32,
+    /// Bytes of packed numbers.
+    U8,
 }
 
 impl Dtype {
@@ -101,6 +103,16 @@ impl Dtype {
         match self {
             Dtype::Float(format) => format.block_bytes() as u64,
             Dtype::I32 => 4,
+            Dtype::U8 => 1,
+        }
+    }
+
+    /// For messages: that of what holds no floats.
+    pub fn name(self) -> String {
+        match self {
+            Dtype::Float(format) => format.to_string(),
+            Dtype::I32 => "dtype 'I32'".to_owned(),
+            Dtype::U8 => "dtype 'U8'".to_owned(),
         }
     }
 }
@@ -182,6 +194,7 @@ impl Data {
             "F16" => Dtype::Float(Format::F16),
             "BF16" => Dtype::Float(Format::BF16),
             "I32" => Dtype::I32,
+            "U8" => Dtype::U8,
             other => {
                 let problem = Problem::field(
                     &field,
@@ -189,8 +202,8 @@ impl Data {
                     "F32, F16 or BF16",
                 );
                 return Err(problem.fix(
-                    "quantised safetensors are read with 4 bits from GPTQ or AWQ only: take such a model, the float \
-                     model, or a GGUF file",
+                    "quantised safetensors are read with 4 bits from GPTQ or AWQ, and gpt-oss in MXFP4: take such a \
+                     model, the float model, or a GGUF file",
                 ));
             }
         };
@@ -198,6 +211,12 @@ impl Data {
             [cols] => (1, 1, cols),
             [rows, cols] => (1, rows, cols),
             [matrices, rows, cols] => (matrices, matrices.saturating_mul(rows), cols),
+            // Rows of blocks of bytes.
+            [matrices, rows, blocks, bytes] if dtype == Dtype::U8 => (
+                matrices,
+                matrices.saturating_mul(rows),
+                blocks.saturating_mul(bytes),
+            ),
             _ => {
                 return Err(Problem::field(
                     &field,

@@ -80,7 +80,7 @@ pub(super) fn needed(config: &ModelConfig) -> impl Iterator<Item = Needed> + '_ 
 
 fn layer_tensors(config: &ModelConfig, layer: usize) -> Vec<Needed> {
     let mut tensors = Vec::new();
-    for (part, width) in norms(config) {
+    for (part, width) in vectors(config) {
         tensors.push(Needed {
             name: format!("blk.{layer}.{part}.weight"),
             rows: 1,
@@ -96,25 +96,32 @@ fn layer_tensors(config: &ModelConfig, layer: usize) -> Vec<Needed> {
             optional,
         };
         tensors.push(needed("weight", rows, cols, false));
-        // No mixture of experts that is read here has biases in it.
-        if !(config.experts.is_some() && part.starts_with("ffn_")) {
-            tensors.push(needed("bias", 1, rows, true));
+        match config.experts {
+            Some(experts) if part.starts_with("ffn_") => {
+                if experts.biases {
+                    tensors.push(needed("bias", 1, rows, false));
+                }
+            }
+            _ => tensors.push(needed("bias", 1, rows, true)),
         }
     }
     tensors
 }
 
-/// The norms of a layer, with their width.
-fn norms(config: &ModelConfig) -> Vec<(&'static str, usize)> {
+/// The norms and sinks of a layer, with their width.
+fn vectors(config: &ModelConfig) -> Vec<(&'static str, usize)> {
     let (hidden, head) = (config.hidden_size, config.head_dim);
-    let mut norms = vec![("attn_norm", hidden), ("ffn_norm", hidden)];
+    let mut vectors = vec![("attn_norm", hidden), ("ffn_norm", hidden)];
     if config.qk_norm {
-        norms.extend([("attn_q_norm", head), ("attn_k_norm", head)]);
+        vectors.extend([("attn_q_norm", head), ("attn_k_norm", head)]);
     }
     if config.post_norms {
-        norms.extend([("post_attention_norm", hidden), ("post_ffw_norm", hidden)]);
+        vectors.extend([("post_attention_norm", hidden), ("post_ffw_norm", hidden)]);
     }
-    norms
+    if config.attention_sinks {
+        vectors.push(("attn_sinks", config.num_heads));
+    }
+    vectors
 }
 
 /// The matrices of a layer, with their rows and columns.

@@ -38,6 +38,10 @@ fn split(
         config.num_kv_heads * config.head_dim,
     );
     let ranges = match part {
+        // gpt-oss: the norm before the feed-forward part, named after what it follows.
+        "post_attention_norm" if config.architecture == "gpt-oss" => {
+            vec![(name("ffn_norm"), config.hidden_size)]
+        }
         "attn_qkv" => vec![
             (name("attn_q"), queries),
             (name("attn_k"), keys),
@@ -53,7 +57,8 @@ fn split(
             None => return Ok(None),
         }
         .into_iter()
-        .map(|(part, rows)| (name(&part), rows))
+        // A bias of all experts has a row for each.
+        .map(|(part, rows)| (name(&part), if kind == "bias" { 1 } else { rows }))
         .collect(),
     };
     ranged(info, ranges).map(Some)

@@ -31,7 +31,9 @@ impl FactorTensor {
 /// Those of a model.
 pub(crate) fn tensors(config: &ModelConfig) -> Vec<FactorTensor> {
     let plain = match &config.rope.scaling {
-        RopeScaling::None | RopeScaling::Linear { .. } => return Vec::new(),
+        RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Yarn { .. } => {
+            return Vec::new();
+        }
         RopeScaling::Factors(factors) => factors.clone(),
         RopeScaling::Llama3 {
             factor,

@@ -6,11 +6,19 @@ use crate::tensors::TensorInfo;
 pub(super) struct Target<'a> {
     pub name: String,
     pub sources: Vec<&'a TensorInfo>,
-    /// As many matrices of equal size lie one behind the other in it.
-    pub matrices: usize,
+    /// Each source is a matrix of its own, or a row of its own if they are vectors.
+    stacked: bool,
 }
 
 impl Target<'_> {
+    /// As many matrices of equal size lie one behind the other in it.
+    pub fn matrices(&self) -> usize {
+        match self.stacked && self.sources[0].rows > 1 {
+            true => self.sources.len(),
+            false => 1,
+        }
+    }
+
     /// Rows of all its matrices; 1 for a vector.
     pub fn rows(&self) -> usize {
         match self.is_vector() {
@@ -27,7 +35,7 @@ impl Target<'_> {
     }
 
     fn is_vector(&self) -> bool {
-        self.matrices == 1 && self.sources.iter().all(|source| source.rows == 1)
+        !self.stacked && self.sources.iter().all(|source| source.rows == 1)
     }
 }
 
@@ -44,7 +52,7 @@ pub(super) fn targets<'a>(tensors: &'a [TensorInfo], architecture: &str) -> Vec<
             let target = Target {
                 name: info.name.clone(),
                 sources: vec![info],
-                matrices: 1,
+                stacked: false,
             };
             targets.push((target, vec![0]));
             continue;
@@ -56,7 +64,7 @@ pub(super) fn targets<'a>(tensors: &'a [TensorInfo], architecture: &str) -> Vec<
                 let target = Target {
                     name,
                     sources: Vec::new(),
-                    matrices: 1,
+                    stacked,
                 };
                 targets.push((target, Vec::new()));
                 targets.last_mut().expect("it was pushed")
@@ -65,9 +73,6 @@ pub(super) fn targets<'a>(tensors: &'a [TensorInfo], architecture: &str) -> Vec<
         let at = orders.partition_point(|&known| known < order);
         orders.insert(at, order);
         target.sources.insert(at, info);
-        if stacked {
-            target.matrices = target.sources.len();
-        }
     }
     targets.into_iter().map(|(target, _)| target).collect()
 }
@@ -96,6 +101,8 @@ fn place(name: &str, architecture: &str) -> Option<Place> {
         ("phi3", "attn_v") => ("attn_qkv", 2),
         ("phi3", "ffn_gate") => ("ffn_up", 0),
         ("phi3", "ffn_up") => ("ffn_up", 1),
+        // The norm before the feed-forward part, named after what it follows.
+        ("gpt-oss", "ffn_norm") => ("post_attention_norm", 0),
         _ => return None,
     };
     Some(Place {

@@ -1,8 +1,8 @@
 //! The rotary embeddings of `config.json`. Version 5 of transformers holds base and scaling together in
 //! `rope_parameters`, by kind of layer where there are two; earlier ones hold them side by side.
 
-use super::fields::{needed, needed_size, number, numbers, positive, size, text};
-use crate::config::{LongRope, RopeConfig, RopeLayout, RopeScaling, Sizes};
+use super::fields::{needed, needed_size, number, numbers, positive, size, text, truth};
+use crate::config::{LongRope, RopeConfig, RopeLayout, RopeScaling, Sizes, yarn_magnitude};
 use crate::error::{Checked, Problem, shown};
 use serde_json::Value;
 
@@ -19,8 +19,13 @@ pub(super) fn of(json: &Value, sizes: &Sizes) -> Checked<Ropes> {
         .get("rope_parameters")
         .filter(|value| value.is_object());
     let kind = |kind: &str| parameters.and_then(|parameters| parameters.get(kind));
-    let gemma = text(json, "model_type")? == Some("gemma3_text");
-    let default_base = if gemma { 1_000_000.0 } else { 10_000.0 };
+    let model_type = text(json, "model_type")?;
+    let gemma = model_type == Some("gemma3_text");
+    let default_base = match model_type {
+        Some("gemma3_text") => 1_000_000.0,
+        Some("gpt_oss") => 150_000.0,
+        _ => 10_000.0,
+    };
 
     // Of layers that see everything.
     let main = kind("full_attention").or(parameters).unwrap_or(json);
@@ -86,6 +91,10 @@ fn scaled(
             high_freq_factor: number("high_freq_factor")?,
             original_context: number("original_max_position_embeddings")?,
         }),
+        Some("yarn") => {
+            let (scaling, magnitude) = yarn(json, sizes)?;
+            (scaling, None, magnitude)
+        }
         Some("longrope" | "su") => {
             let short = needed(json, "short_factor", numbers)?;
             let original = match size(json, "original_max_position_embeddings")? {
@@ -103,11 +112,32 @@ fn scaled(
             let problem = Problem::field(
                 "rope_scaling: rope_type",
                 shown(other),
-                "'default', 'linear', 'llama3' or 'longrope'",
+                "'default', 'linear', 'llama3', 'yarn' or 'longrope'",
             );
             return Err(problem.fix("this kind of rotary scaling is not supported"));
         }
     })
+}
+
+/// The scaling and the magnitude of YaRN.
+fn yarn(json: &Value, sizes: &Sizes) -> Checked<(RopeScaling, f32)> {
+    for field in ["mscale", "mscale_all_dim"] {
+        if let Some(found) = positive(json, field)? {
+            let problem = Problem::field(format!("rope_scaling: {field}"), found, "none");
+            return Err(problem.fix("this kind of YaRN is not supported"));
+        }
+    }
+    let factor = needed(json, "factor", number)?;
+    let original = size(json, "original_max_position_embeddings")?;
+    let scaling = RopeScaling::Yarn {
+        factor,
+        beta_fast: positive(json, "beta_fast")?.unwrap_or(32.0),
+        beta_slow: positive(json, "beta_slow")?.unwrap_or(1.0),
+        original_context: original.unwrap_or(sizes.context_length) as f32,
+        truncate: truth(json, "truncate")?.unwrap_or(true),
+    };
+    let magnitude = number(json, "attention_factor")?;
+    Ok((scaling, magnitude.unwrap_or(yarn_magnitude(factor))))
 }
 
 /// `sqrt(1 + ln(factor) / ln(original context))` unless the file says otherwise (LongRoPE, arXiv 2402.13753, section 3).
