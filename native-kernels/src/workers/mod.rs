@@ -20,7 +20,7 @@ mod tests;
 
 pub(crate) use nodes::Nodes;
 
-use shared::{Job, MOST_CHUNKS, Shared, lock};
+use shared::{Apart, Job, MOST_CHUNKS, Shared, lock};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -180,12 +180,12 @@ impl Workers {
             return alone();
         }
         match self.dispatch.try_lock() {
-            Ok(guard) => self.dispatch(&job, first, guard),
+            Ok(guard) => self.dispatch(&Apart(job), first, guard),
             Err(_) => alone(),
         }
     }
 
-    fn dispatch(&self, job: &Job<'_>, first: usize, guard: MutexGuard<'_, ()>) {
+    fn dispatch(&self, Apart(job): &Apart<Job<'_>>, first: usize, guard: MutexGuard<'_, ()>) {
         let (shared, node) = (&*self.shared, self.nodes.of(0));
         // SAFETY: the guard is held by one thread at a time, and below it waits until it is done while `job` is borrowed.
         unsafe { shared.begin(job, first) };

@@ -10,7 +10,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// Spins before an idle thread sleeps: 50 to 150 µs on current machines.
 const SPINS: u32 = if cfg!(miri) { 10 } else { 4_000 };
 
-/// What a published job consists of; it lives on the stack of the caller of `run_phases`.
+/// On cache lines of its own.
+#[repr(align(128))]
+pub(super) struct Apart<T>(pub T);
+
+/// What a published job consists of; it lives on the stack of the caller of `run_phases`, apart from what that writes
+/// there: every chunk reads it.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
     /// `[phases][nodes]`: where the chunks of each node end. They begin where those of the node before end, and those of
@@ -24,17 +29,25 @@ pub(super) struct Job<'a> {
 impl Job<'_> {
     /// The first phase from `from` on that has chunks.
     pub fn next_phase(&self, nodes: usize, from: usize) -> Option<usize> {
-        (from..self.ends.len() / nodes).find(|&phase| self.ends[phase * nodes + nodes - 1] > 0)
+        // Whoever looks is waited for by all the others: no division.
+        let mut last = from * nodes + nodes - 1;
+        let mut phase = from;
+        while *self.ends.get(last)? == 0 {
+            (last, phase) = (last + nodes, phase + 1);
+        }
+        Some(phase)
     }
 }
 
-/// The chunks of one node that nobody has claimed, and what they are chunks of. On cache lines of its own, as processors
-/// fetch two at a time: a node that counts its chunks does not disturb another.
+/// The chunks of one node that nobody has claimed or finished, and what they are chunks of. All that changes with every
+/// chunk is on one cache line, which whoever runs chunks in quick succession keeps; and a node that counts its chunks does
+/// not disturb another. (Aligned to two lines, as processors fetch them.)
 #[derive(Default)]
 #[repr(align(128))]
 struct Counter {
     /// [`AT_HOME`], [`ODD`] and the end of the node's chunks in the upper half, next chunk to claim in the lower.
     claims: AtomicU64,
+    unfinished: AtomicUsize,
     job: AtomicPtr<()>,
     phase: AtomicUsize,
 }
@@ -75,6 +88,7 @@ impl Counter {
                 Ok(_) => {
                     return Ok(Claimed {
                         counter: self,
+                        seen,
                         chunk: chunk as usize,
                     });
                 }
@@ -87,14 +101,17 @@ impl Counter {
 /// A chunk that its holder runs once.
 pub(super) struct Claimed<'a> {
     counter: &'a Counter,
+    /// The counter before the claim.
+    seen: u64,
     chunk: usize,
 }
 
-/// What changes as chunks end, on cache lines of its own as well: who looks for a chunk does not look here.
+/// How far the job is, on cache lines of its own as well: it changes when a node has finished.
 #[derive(Default)]
 #[repr(align(128))]
 struct Progress {
-    unfinished: AtomicUsize,
+    /// Nodes that have unfinished chunks. Not kept where there is one node, whose counter says as much.
+    nodes: AtomicUsize,
     done: AtomicBool,
 }
 
@@ -103,24 +120,25 @@ struct Progress {
 /// Each node has a counter of its chunks. A worker claims from its own node's, then from the others', so that a node
 /// which is held up delays nobody; chunks of a job that is `at_home` are left alone by the others.
 ///
-/// **Invariant:** between a successful claim and the `unfinished` count going down for it, the `job` beside the counter
-/// points to a live `Job` and the `phase` beside it is the phase of the claimed chunk. The argument:
+/// **Invariant:** between a successful claim and the counter's `unfinished` going down for it, the `job` beside the
+/// counter points to a live `Job` and the `phase` beside it is the phase of the claimed chunk. The argument:
 ///
 /// 1. A claim succeeds only while a counter has chunks left, which holds only after a phase was published. Publishing
-///    sets `unfinished` to the chunks of *all* nodes before any counter is set, and writes `job` and `phase` before
+///    sets `nodes` to *all* that have chunks before any counter is set, and writes `unfinished`, `job` and `phase` before
 ///    `claims` of the same counter, with release. A claim acquires what it reads: the store itself, or one that other
-///    claims have changed since, which carries the store's release on. So whoever claims sees the three of its phase,
+///    claims have changed since, which carries the store's release on. So whoever claims sees all of these of its phase,
 ///    from whichever counter. What a thread read before it claimed proves nothing, and nothing is read before: a claim
 ///    that was begun in an older phase succeeds only if the counter has the same value again, and then is one of the
 ///    newer phase.
-/// 2. The next phase is published by whoever brings `unfinished` to zero: every chunk was claimed and has returned, so no
-///    counter has chunks left and nobody reads `job` or `phase`. The count is changed with acquire and release, so that
-///    this thread has seen what all chunks wrote and what the publisher before it stored (each counter's store is seen by
-///    who claims from it), and hands it on to whoever claims next.
+/// 2. Whoever brings a counter's `unfinished` to zero takes its node off `nodes`, and who brings that to zero publishes
+///    the next phase: every chunk was claimed and has returned, so no counter has chunks left and nobody reads `job` or
+///    `phase`. Both counts are changed with acquire and release, so that this thread has seen what all chunks wrote and
+///    what the publisher before it stored (each counter's store is seen by who claims from it), and hands it on to whoever
+///    claims next.
 /// 3. Counters are set one after the other: those that have no chunks first, then the others. Workers claim from one
-///    while the last is not yet set, but the phase cannot end before: the chunks of the last are in `unfinished`. After
-///    its store the phase may end at any moment; no store to a counter follows, which would fall into another phase, and
-///    the job is not looked at.
+///    while the last is not yet set, but the phase cannot end before: the last one's node is in `nodes`. After its store
+///    the phase may end at any moment; no store to a counter follows, which would fall into another phase, and the job is
+///    not looked at.
 /// 4. The publisher of the job does not return before `done`, which is set when there is no next phase: until then the
 ///    job lives. Whoever stores to a counter is not past its last store, so `done` is not set: when the workers are
 ///    stopped, no store is under way that could undo it.
@@ -181,6 +199,9 @@ impl Shared {
             Ok(claimed) => return Some(claimed),
             Err(seen) => seen,
         };
+        if self.counters.len() == 1 {
+            return None;
+        }
         let may = |claims: u64| claims & AT_HOME == 0 && claims & ODD == own & ODD;
         // Each node helps the next one first, so that not all help the same.
         let (before, after) = (&self.counters[..node], &self.counters[node + 1..]);
@@ -194,7 +215,9 @@ impl Shared {
     /// No other job is under way, and `job` lives until it is done.
     pub unsafe fn begin(&self, job: &Job<'_>, first: usize) {
         self.progress.done.store(false, Ordering::Relaxed);
-        self.publish(job, std::ptr::from_ref(job).cast_mut().cast(), first);
+        let address = std::ptr::from_ref(job).cast_mut().cast();
+        let before = self.counters[0].claims.load(Ordering::Relaxed);
+        self.publish(job, address, first, before);
     }
 
     /// Has every chunk of the job returned? Then what they wrote is seen.
@@ -202,30 +225,33 @@ impl Shared {
         self.progress.done.load(Ordering::Acquire)
     }
 
-    /// Makes the chunks of a phase available; there is at least one.
-    fn publish(&self, job: &Job<'_>, address: *mut (), phase: usize) {
+    /// Makes the chunks of a phase available; there is at least one. `before` is a counter of the phase before.
+    fn publish(&self, job: &Job<'_>, address: *mut (), phase: usize, before: u64) {
         let nodes = self.counters.len();
         let ends = &job.ends[phase * nodes..][..nodes];
         let chunks = ends[nodes - 1];
-        let unfinished = &self.progress.unfinished;
-        unfinished.store(chunks as usize, Ordering::Relaxed);
-        let parity = !self.counters[0].claims.load(Ordering::Relaxed) & ODD;
-        let flags = parity | if job.at_home { AT_HOME } else { 0 };
+        let flags = !before & ODD | if job.at_home { AT_HOME } else { 0 };
         // In one order with the count of sleepers (`SeqCst`); a release as well.
         let set = |counter: &Counter, (start, end): (u32, u32)| {
             let claims = flags | u64::from(end) << 32 | u64::from(start);
             counter.claims.store(claims, Ordering::SeqCst);
         };
-        let mut start = 0;
-        for (counter, &end) in self.counters.iter().zip(ends) {
-            if start == end {
-                set(counter, (0, 0));
+        if nodes > 1 {
+            let (mut start, mut with_chunks) = (0, 0);
+            for (counter, &end) in self.counters.iter().zip(ends) {
+                match start == end {
+                    true => set(counter, (0, 0)),
+                    false => with_chunks += 1,
+                }
+                start = end;
             }
-            start = end;
+            self.progress.nodes.store(with_chunks, Ordering::Relaxed);
         }
         let mut start = 0;
         for (counter, &end) in self.counters.iter().zip(ends) {
             if start < end {
+                let unfinished = (end - start) as usize;
+                counter.unfinished.store(unfinished, Ordering::Relaxed);
                 counter.job.store(address, Ordering::Relaxed);
                 counter.phase.store(phase, Ordering::Relaxed);
                 set(counter, (start, end));
@@ -244,7 +270,11 @@ impl Shared {
     /// # Safety
     /// The chunk comes from `claim` and is executed once.
     pub unsafe fn execute(&self, claimed: &Claimed<'_>, worker: usize) {
-        let Claimed { counter, chunk } = *claimed;
+        let Claimed {
+            counter,
+            seen,
+            chunk,
+        } = *claimed;
         let address = counter.job.load(Ordering::Relaxed);
         // SAFETY: the chunk is claimed and not finished, so the job lives (see the invariant); the claim acquired what
         // its publisher had written.
@@ -254,10 +284,12 @@ impl Shared {
             lock(&self.panic).get_or_insert(panic);
         }
         // Acquires what the other chunks have written, for whoever claims from the phase that is published next.
-        if self.progress.unfinished.fetch_sub(1, Ordering::AcqRel) == 1 {
+        let last = |count: &AtomicUsize| count.fetch_sub(1, Ordering::AcqRel) == 1;
+        let nodes = self.counters.len();
+        if last(&counter.unfinished) && (nodes == 1 || last(&self.progress.nodes)) {
             // The job lives on: its caller waits for `done`, which only this thread can set now.
-            match job.next_phase(self.counters.len(), phase + 1) {
-                Some(next) => self.publish(&job, address, next),
+            match job.next_phase(nodes, phase + 1) {
+                Some(next) => self.publish(&job, address, next, seen),
                 None => self.progress.done.store(true, Ordering::Release),
             }
         }
