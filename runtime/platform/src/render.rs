@@ -314,10 +314,11 @@ fn nodes(plan: &Plan) -> Option<String> {
             list(&each.collect::<Vec<_>>())
         }
     };
-    // Where another engine lays its weights is its own affair.
-    let share = match plan.runtime.name.as_str() {
-        "plinth" => ", each with its share of every matrix",
-        _ => "",
+    // Weights on a device are on no node, and where another engine lays them is its own affair.
+    let here = plan.runtime.name == "plinth" && plan.platform.devices.is_empty();
+    let share = match here {
+        true => ", each with its share of every matrix",
+        false => "",
     };
     Some(spread + share)
 }
