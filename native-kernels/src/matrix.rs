@@ -7,7 +7,7 @@ use crate::cpu::panel::{
 };
 use crate::cpu::vector::LANES;
 use crate::memory::{self, Arena, Slab};
-use crate::parallel::for_pieces;
+use crate::parallel::for_panels;
 use crate::workers::Workers;
 use half::{bf16, f16};
 use std::io;
@@ -92,9 +92,9 @@ impl Matrix {
         if len > 0 {
             // As many panels at a time as make a piece worth handing to a worker.
             let panels = (256usize << 10).div_ceil(panel);
-            for_pieces(workers, &mut slab, panels * panel, |i, piece| {
-                for (j, to) in piece.chunks_exact_mut(panel).enumerate() {
-                    let first = (i * panels + j) * LANES;
+            for_panels(workers, &mut slab, (panel, panels), |first, piece| {
+                for (i, to) in piece.chunks_exact_mut(panel).enumerate() {
+                    let first = (first + i) * LANES;
                     let count = LANES.min(rows - first);
                     let row_bytes = bytes.len() / rows;
                     let from = &bytes[first * row_bytes..][..count * row_bytes];
@@ -285,6 +285,34 @@ impl WithPanels for ReadRow<'_> {
         for (block, to) in panel.iter().zip(self.to.chunks_exact_mut(inputs)) {
             for (k, to) in to.iter_mut().enumerate() {
                 *to = block.element(self.lane, k);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Matrices of less than a run of panels, and of several on every node; the last panel is not full.
+    #[test]
+    fn nodes_pack_the_same_bytes() {
+        for (format, rows, cols) in [
+            (Format::F32, 40, 64),
+            (Format::F32, 16 * 50 + 3, 1024),
+            (Format::Q4_0, 16 * 131 + 1, 2048),
+        ] {
+            let bytes = format.row_bytes(cols).unwrap() * rows;
+            let bytes: Vec<u8> = (0..bytes).map(|i| (i * 7 % 251) as u8).collect();
+            let packed = |nodes: &[u32]| {
+                let workers = Workers::by_node(nodes.len(), &[], nodes).unwrap();
+                let arena = &mut Arena::default();
+                Matrix::pack(&workers, arena, format, (rows, cols), &bytes).unwrap()
+            };
+            let alone = packed(&[0]);
+            assert!(alone.slab.iter().any(|&byte| byte != 0));
+            for nodes in [&[0, 0][..], &[0, 0, 1, 1], &[0, 0, 0, 9], &[3, 1, 2]] {
+                assert!(*packed(nodes).slab == *alone.slab, "{format} on {nodes:?}");
             }
         }
     }

@@ -13,7 +13,7 @@ use plinth_formats::{ModelFile, TokenizerSource};
 use plinth_kernels::detect::{Source, detect};
 use plinth_kernels::{KernelSet, KvDtype, Selection, Workers};
 use plinth_platform::facts::{Facts, ModelFacts};
-use plinth_platform::plan::{KernelChoices, Plan};
+use plinth_platform::plan::{KernelChoices, Plan, ThreadChoice};
 use plinth_platform::policy::EngineConfig;
 use plinth_platform::resolve::{Wishes, resolve};
 use plinth_text::{Algorithm, Tokenizer, Vocabulary};
@@ -198,7 +198,12 @@ pub fn engine(file: &ModelFile, plan: &Plan, quiet: bool) -> Result<Engine> {
     let kernels = KernelSet::bind(&selection(&plan.kernels))
         .context("the plan is for another machine than this one")
         .map_err(Failure::Refused)?;
-    let workers = Workers::new(plan.threads.workers as usize, &plan.threads.cpus);
+    let ThreadChoice {
+        workers,
+        cpus,
+        nodes,
+    } = &plan.threads;
+    let workers = Workers::by_node(*workers as usize, cpus, nodes);
     let workers = workers.map_err(|error| match error.kind() {
         // A thread cannot be put on a CPU that is not there.
         ErrorKind::InvalidInput => {

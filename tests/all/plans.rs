@@ -226,6 +226,34 @@ fn what_is_asked_for_is_had_or_refused_with_all_reasons() {
 }
 
 #[test]
+fn a_plan_says_of_which_node_each_worker_is() {
+    let machine = facts("xeon-spr-2s");
+    for (threads, on_nodes, severity) in [
+        ("112", [56, 56], Some("info")),
+        // All on one node, and nobody reads across.
+        ("8", [8, 0], None),
+        // Not pinned: nobody knows who reads across.
+        ("300", [0, 0], Some("warn")),
+    ] {
+        let plan = json_plan(&["--facts", &machine, "--threads", threads]);
+        let nodes = plan["threads"]["nodes"].as_array().into_iter().flatten();
+        let mut found = [0, 0];
+        nodes.for_each(|node| found[node.as_u64().expect("a number") as usize] += 1);
+        assert_eq!(found, on_nodes, "{threads} threads");
+        let findings = plan["findings"].as_array().expect("a list");
+        let about = findings
+            .iter()
+            .find(|finding| finding["diagnostic"]["code"] == "numa");
+        let found = about.map(|finding| &finding["diagnostic"]["severity"]);
+        assert_eq!(
+            found,
+            severity.map(Value::from).as_ref(),
+            "{threads} threads"
+        );
+    }
+}
+
+#[test]
 fn facts_read_back_are_the_same_facts() {
     let printed = plinth(&["facts", "--json"]).succeeds();
     let path = temporary("facts.json");

@@ -4,6 +4,7 @@
 mod vllm;
 
 use plinth_sdk::prelude::*;
+use std::collections::BTreeSet;
 
 struct Cpu;
 
@@ -117,19 +118,44 @@ impl Platform for Cpu {
                 Some("leave the parallel sizes at 1".to_owned()),
             ));
         }
-        let nodes = facts.host.numa.iter().filter(|node| node.visible).count();
-        if nodes > 1 {
-            let message = format!(
-                "{nodes} NUMA nodes: weights lie where they were packed, and some workers read across"
-            );
-            let fix = "run one process a node, each bound to its own".to_owned();
-            diagnostics.push(warn("numa", message, Some(fix)));
-        }
+        diagnostics.extend(far_memory(facts, config));
         CheckResult {
             patches: Vec::new(),
             diagnostics,
         }
     }
+}
+
+/// What workers of several NUMA nodes read from each other's, if they are of several.
+fn far_memory(facts: &Facts, config: &EngineConfig) -> Option<Diagnostic> {
+    let bound = Cpu::plan_threads(facts, 1).ok()?.ranks.into_iter().next()?;
+    let workers = match config.threads {
+        0 => bound.cpus.len(),
+        set => set as usize,
+    };
+    let cpus: BTreeSet<u32> = bound.cpus.iter().copied().take(workers).collect();
+    let visible = |id: u32| facts.host.numa.iter().any(|n| n.id == id && n.visible);
+    let used = facts
+        .host
+        .logical
+        .iter()
+        .filter(|cpu| cpus.contains(&cpu.id));
+    let nodes: BTreeSet<u32> = used.map(|cpu| cpu.node).filter(|id| visible(*id)).collect();
+    let count = nodes.len();
+    if count < 2 {
+        return None;
+    }
+    if workers > bound.cpus.len() {
+        let message = format!(
+            "{count} NUMA nodes and more workers than cores: nobody knows whose memory is near to whom"
+        );
+        let fix = format!("--threads {}", bound.cpus.len());
+        return Some(warn("numa", message, Some(fix)));
+    }
+    let message = format!(
+        "{count} NUMA nodes: each has its share of the weights, but the KV cache lies where it is first written, and workers of other nodes read it across; with one process a node nobody does"
+    );
+    Some(info("numa", message))
 }
 
 export_platform!(ByEngine<Cpu, vllm::OfVllm>);

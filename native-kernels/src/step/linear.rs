@@ -21,6 +21,7 @@ use crate::cpu::panel::{FloatElement, PanelBlock};
 use crate::cpu::vector::LANES;
 use crate::matrix::{Matrix, WithPanels, with_panels};
 use crate::tensor::{Rows, RowsMut};
+use crate::workers::Nodes;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -200,7 +201,10 @@ impl Linear {
             push(Part::Prepare, m.div_ceil(RUN), RUN);
         }
         let size = self.panels_per_chunk(lowering.workers, m);
-        let chunks = self.outputs.iter().map(|o| o.panels().div_ceil(size)).sum();
+        let nodes = 0..lowering.nodes.len();
+        let chunks = nodes
+            .map(|node| self.chunks_of(lowering.nodes, node, size))
+            .sum();
         let part = match own {
             true => Part::MultiplyOwn,
             false => Part::MultiplyShared,
@@ -247,7 +251,7 @@ impl Linear {
             activations::prepare_own(lanes, &forms, x, self.norm.as_ref(), scratch);
             scratch.prepared = (scratch.serial, 0);
         }
-        let (output, panels) = self.locate(chunk, phase.size);
+        let (output, panels) = self.locate(running.nodes, chunk, phase.size);
         let n = output.weights().0.matrix.rows();
         let cols = panels.start * LANES..n.min(panels.end * LANES);
         // SAFETY: each chunk has columns of an output of its own.
@@ -273,15 +277,32 @@ impl Linear {
         multiply.output(output.parts(), out, (rows, more), tiles);
     }
 
-    /// The output and the panels of a chunk.
-    fn locate(&self, mut chunk: usize, size: usize) -> (&Output, Range<usize>) {
-        for output in &self.outputs {
-            let panels = output.panels();
-            let chunks = panels.div_ceil(size);
-            if chunk < chunks {
-                return (output, chunk * size..panels.min((chunk + 1) * size));
+    /// Chunks of `size` panels and less whose panels lie on a node.
+    pub(super) fn chunks_of(&self, nodes: &Nodes, node: usize, size: usize) -> usize {
+        let panels = |output: &Output| nodes.panels(output.panels(), node);
+        let chunks = |output| panels(output).len().div_ceil(size);
+        self.outputs.iter().map(chunks).sum()
+    }
+
+    /// The output and the panels of a chunk. Chunks are numbered node by node, those of a node output by output: each
+    /// node has a part of every matrix.
+    ///
+    /// ```text
+    /// panels  q: 0 1 2 3 4 5 6 7   k: 0 1 2 3   v: 0 1 2 3      two nodes, chunks of two panels
+    ///            └ 0 ┘└ 1 ┘  │        └ 2 ┘│       └ 3 ┘│       chunks of the first node
+    ///                    └ 4 ┘└ 5 ┘        └ 6 ┘        └ 7 ┘   chunks of the second
+    /// ```
+    fn locate(&self, nodes: &Nodes, mut chunk: usize, size: usize) -> (&Output, Range<usize>) {
+        for node in 0..nodes.len() {
+            for output in &self.outputs {
+                let panels = nodes.panels(output.panels(), node);
+                let chunks = panels.len().div_ceil(size);
+                if chunk < chunks {
+                    let first = panels.start + chunk * size;
+                    return (output, first..panels.end.min(first + size));
+                }
+                chunk -= chunks;
             }
-            chunk -= chunks;
         }
         unreachable!("the chunks of a phase are those of its outputs")
     }

@@ -12,6 +12,7 @@ use crate::cpu::generic::elementwise::Activation;
 use crate::cpu::vector::LANES;
 use crate::matrix::Matrix;
 use crate::tensor::{Rows, RowsMut};
+use crate::workers::Nodes;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
@@ -86,8 +87,7 @@ impl Mixture {
 
     pub(super) fn phases(&self, lowering: &Lowering<'_>, m: usize, push: &mut Push<'_>) {
         push(Part::Route, 1, 1);
-        // Experts that rows can have chosen.
-        let most = self.experts.len().min(m * self.used);
+        let most = self.most(m);
         let rows = (m * self.used).div_ceil(self.experts.len());
         for (part, weights) in [
             (Part::Gates, &self.experts[0].gate),
@@ -97,7 +97,9 @@ impl Mixture {
             let bytes = weights.matrix.panel_bytes();
             let spread = (panels * most).div_ceil(4 * lowering.workers);
             let size = panels_per_chunk(panels, spread, bytes * rows.div_ceil(2));
-            push(part, most * panels.div_ceil(size), size);
+            let nodes = 0..lowering.nodes.len();
+            let runs = nodes.map(|node| runs_of(lowering.nodes, node, panels, size));
+            push(part, most * runs.sum::<usize>(), size);
         }
         let size = rows_per_chunk(lowering.workers, m, self.inner() * 8);
         push(Part::Combine, m.div_ceil(size), size);
@@ -142,15 +144,56 @@ impl Mixture {
         }
     }
 
+    /// Experts that `m` rows can have chosen.
+    fn most(&self, m: usize) -> usize {
+        self.experts.len().min(m * self.used)
+    }
+
+    /// Panels of the matrices of each expert in a phase.
+    fn panels(&self, part: Part) -> usize {
+        let any = &self.experts[0];
+        match part {
+            Part::Gates => any.gate.matrix.panels(),
+            _ => any.down.matrix.panels(),
+        }
+    }
+
+    /// Chunks whose panels lie on a node, of the products of `m` rows.
+    pub(super) fn chunks_of(&self, nodes: &Nodes, node: usize, phase: &Phase, m: usize) -> usize {
+        self.most(m) * runs_of(nodes, node, self.panels(phase.part), phase.size)
+    }
+
+    /// Which of the chosen experts a chunk is of, and which run of its panels. Chunks are numbered node by node, those of
+    /// a node expert by expert: each node has a part of every matrix.
+    fn locate(
+        &self,
+        nodes: &Nodes,
+        phase: &Phase,
+        m: usize,
+        mut chunk: usize,
+    ) -> (usize, Range<usize>) {
+        let (panels, size) = (self.panels(phase.part), phase.size);
+        for node in 0..nodes.len() {
+            let chunks = self.chunks_of(nodes, node, phase, m);
+            if chunk < chunks {
+                let runs = runs_of(nodes, node, panels, size);
+                let share = nodes.panels(panels, node);
+                let first = share.start + chunk % runs * size;
+                return (chunk / runs, first..share.end.min(first + size));
+            }
+            chunk -= chunks;
+        }
+        unreachable!("the chunks of a phase are those of its experts")
+    }
+
     /// Gates or downs of one expert and a run of panels.
     fn multiply(&self, running: &Running<'_>, phase: &Phase, chunk: usize, scratch: &mut Scratch) {
         // SAFETY: nobody writes the routes after the first phase.
         let routes = unsafe { &*running.mixture.routes.get() };
         let gates = phase.part == Part::Gates;
-        let any = &self.experts[0];
-        let panels = if gates { &any.gate } else { &any.down }.matrix.panels();
-        let runs = panels.div_ceil(phase.size);
-        let Some(&expert) = routes.active.get(chunk / runs) else {
+        let m = running.rows_of(self.from);
+        let (place, panels) = self.locate(running.nodes, phase, m, chunk);
+        let Some(&expert) = routes.active.get(place) else {
             return;
         };
         let slots = routes.slots(expert);
@@ -191,8 +234,6 @@ impl Mixture {
             scratch.gathered = gathered;
             scratch.prepared = (scratch.serial, expert);
         }
-        let first = chunk % runs * phase.size;
-        let panels = first..panels.min(first + phase.size);
         let n = if gates { self.inner() } else { from.cols() };
         let cols = panels.start * LANES..n.min(panels.end * LANES);
         let view = if gates {
@@ -217,6 +258,11 @@ impl Mixture {
         };
         multiply.output(parts, out, (rows, more), tiles);
     }
+}
+
+/// Runs of `size` panels and less that a node has of a matrix.
+fn runs_of(nodes: &Nodes, node: usize, panels: usize, size: usize) -> usize {
+    nodes.panels(panels, node).len().div_ceil(size)
 }
 
 /// Which rows go where.

@@ -2,7 +2,7 @@
 //!
 //! A [`Program`] holds the operations in order and the buffers that they read and write, one row a token. For each step,
 //! every operation becomes one or a few **phases** (see [`Workers::run_phases`]), each cut into chunks that write
-//! disjoint parts of the buffers. Nothing is decided here: which kernel multiplies which format was bound to the plan.
+//! disjoint parts of the buffers. Chunks of products are numbered by the node on which their weights lie. Nothing is decided here: which kernel multiplies which format was bound to the plan.
 //!
 //! **Invariant** (on which the `unsafe` of this module rests): in a phase, an element of a buffer, of the prepared
 //! activations or of the cache is either written by exactly one chunk and read by no other, or written by none. Phases
@@ -31,7 +31,7 @@ use crate::kernel_set::KernelSet;
 use crate::kv_cache::{KvCache, KvCells};
 use crate::matrix::Matrix;
 use crate::tensor::{Rows, RowsMut};
-use crate::workers::Workers;
+use crate::workers::{Nodes, Workers};
 use activations::{Prepared, Shared};
 use shared::SharedSlice;
 use std::cell::UnsafeCell;
@@ -331,6 +331,7 @@ impl Program {
         let lowering = Lowering {
             tiles: matches!(kernels.bound().attention_prefill, PrefillKernel::Tiles(_)),
             workers: workers.len(),
+            nodes: workers.nodes(),
             sequences: step.sequences,
             layout: *cache.layout(),
         };
@@ -358,6 +359,7 @@ impl Program {
         let (partial, tiles) = self.attention.shared();
         let running = Running {
             bound: kernels.bound(),
+            nodes: workers.nodes(),
             step,
             wanted: &step.wanted[wanted.clone()],
             views: self
@@ -375,7 +377,11 @@ impl Program {
             mixture: self.mixture.shared(),
             scratch: Scratches::new(&mut self.scratch),
         };
-        let counts: Vec<u32> = phases.iter().map(|phase| phase.chunks).collect();
+        let nodes = workers.nodes().len();
+        let mut ends = Vec::with_capacity(nodes * phases.len());
+        for phase in &phases {
+            ops[phase.op].ends(&running, phase, &mut ends);
+        }
         let run = |number: usize, chunk: usize, worker: usize| {
             let phase = &phases[number];
             // SAFETY: chunks that overlap have different workers.
@@ -384,9 +390,10 @@ impl Program {
             ops[phase.op].run(&running, phase, chunk, scratch);
         };
         match &mut self.record {
-            None => workers.run_phases(&counts, &run),
+            None => workers.run_by_node(&ends, &run),
             Some(record) => record.run(&running, (&labels, &ops), &phases, &|number| {
-                workers.run_phases(&counts[number..=number], &|_, chunk, worker| {
+                let ends = &ends[nodes * number..][..nodes];
+                workers.run_by_node(ends, &|_, chunk, worker| {
                     run(number, chunk, worker);
                 });
             }),
@@ -424,6 +431,7 @@ struct Lowering<'a> {
     /// Is attention of many queries in tiles?
     tiles: bool,
     workers: usize,
+    nodes: &'a Nodes,
     sequences: &'a [Sequence<'a>],
     layout: crate::kv_cache::KvLayout,
 }
@@ -431,6 +439,7 @@ struct Lowering<'a> {
 /// What a running chunk can reach.
 struct Running<'a> {
     bound: &'a Bound,
+    nodes: &'a Nodes,
     step: &'a Step<'a>,
     wanted: &'a [usize],
     views: Vec<RowsMut<'a>>,
@@ -523,6 +532,30 @@ impl Op {
             Op::Mixture(mixture) => mixture.phases(lowering, m, &mut push),
             Op::Attention(attention) => attention.phases(lowering, &mut push),
         }
+    }
+
+    /// Where the chunks of each node end: those of a product are where the weights lie, of others each node has its share.
+    fn ends(&self, running: &Running<'_>, phase: &Phase, ends: &mut Vec<u32>) {
+        let nodes = running.nodes;
+        if nodes.len() == 1 {
+            return ends.push(phase.chunks);
+        }
+        let mut end = 0;
+        for node in 0..nodes.len() {
+            let chunks = match (self, phase.part) {
+                (Op::Linear(linear), Part::MultiplyOwn | Part::MultiplyShared) => {
+                    linear.chunks_of(nodes, node, phase.size)
+                }
+                (Op::Mixture(mixture), Part::Gates | Part::Downs) => {
+                    let m = running.rows_of(mixture.from);
+                    mixture.chunks_of(nodes, node, phase, m)
+                }
+                _ => nodes.share(phase.chunks as usize, node).len(),
+            };
+            end += u32::try_from(chunks).expect("all nodes have fewer than 2^30");
+            ends.push(end);
+        }
+        assert!(end == phase.chunks, "the nodes have all chunks of a phase");
     }
 
     fn run(&self, running: &Running<'_>, phase: &Phase, chunk: usize, scratch: &mut Scratch) {

@@ -5,6 +5,7 @@ mod elementwise;
 mod linear;
 mod logits;
 mod matmul;
+mod nodes;
 mod steps;
 mod support;
 

@@ -140,8 +140,9 @@ fn full_blocks_may_be_read_by_several() {
 /// A layer and a head over a prompt beside a decoding sequence: the bits do not depend on who does what.
 #[test]
 fn a_layer_gives_the_same_bits_whoever_works() {
-    const WIDTH: usize = 32;
-    const TOKENS: usize = 8;
+    // Several panels of sixteen, so that nodes have parts of every matrix.
+    const WIDTH: usize = 128;
+    const TOKENS: usize = 72;
     let set = KernelSet::bind(&Selection::best()).unwrap();
     let logits_of = |workers: &Workers| {
         let mut random = Random::new(4);
@@ -184,7 +185,7 @@ fn a_layer_gives_the_same_bits_whoever_works() {
             out: a,
             num_heads: 4,
             num_kv_heads: 2,
-            head_dim: 8,
+            head_dim: WIDTH / 4,
             scale: 0.3,
             window: None,
             soft_cap: None,
@@ -240,6 +241,7 @@ fn a_layer_gives_the_same_bits_whoever_works() {
         let shape = Shape {
             heads: 4,
             kv_heads: 2,
+            head_dim: WIDTH / 4,
             ..SHAPE
         };
         let mut cache = shape.cache(4);
@@ -263,6 +265,10 @@ fn a_layer_gives_the_same_bits_whoever_works() {
     let alone = logits_of(&Workers::new(1, &[]).unwrap());
     assert_eq!(alone.len(), 3 * TOKENS);
     assert_eq!(logits_of(&Workers::new(3, &[]).unwrap()), alone);
+    for nodes in [&[0, 0, 1, 1][..], &[0, 0, 0, 1], &[2, 0, 7]] {
+        let workers = Workers::by_node(nodes.len(), &[], nodes).unwrap();
+        assert_eq!(logits_of(&workers), alone, "{nodes:?}");
+    }
 }
 
 /// A sequence without rows in the step has no part in it.

@@ -140,6 +140,11 @@ impl Engine {
         &self.model
     }
 
+    /// Keeps the calling thread, which is about to take steps, where the model's memory is near to it.
+    pub fn stay_near_memory(&self) {
+        self.model.stay_near_memory();
+    }
+
     /// Sizes.
     pub fn options(&self) -> &EngineOptions {
         &self.options

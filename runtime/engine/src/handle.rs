@@ -132,6 +132,7 @@ impl Drop for Stream {
 }
 
 fn serve(mut engine: Engine, inbox: &Receiver<Message>) {
+    engine.stay_near_memory();
     let mut clients: HashMap<RequestId, Sender<Event>> = HashMap::new();
     loop {
         // With nothing to do, wait. Else take what has come, and go on.

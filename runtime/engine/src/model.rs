@@ -84,6 +84,12 @@ impl Model {
         self.decoder.program.weight_bytes()
     }
 
+    /// Keeps the calling thread on the CPUs of the first worker's NUMA node, if the workers are of several. Where the
+    /// system refuses it goes on as before: it costs speed only.
+    pub(crate) fn stay_near_memory(&self) {
+        let _ = self.workers.stay_on_node();
+    }
+
     pub(crate) fn record(&mut self) {
         self.decoder.program.record();
     }

@@ -9,6 +9,7 @@ use crate::policy::{
     ParallelPlan, Rejected, Rule, Value,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Everything that was decided. Immutable by custom: nothing changes a plan after it was resolved.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +84,21 @@ pub struct ThreadChoice {
     pub workers: u32,
     /// Logical CPU of each worker. Empty: threads are not pinned.
     pub cpus: Vec<u32>,
+    /// NUMA node of each worker, in whose memory its share of the weights lies. Empty: threads are not pinned, and nobody
+    /// knows where they run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<u32>,
+}
+
+impl ThreadChoice {
+    /// The nodes that have workers, in order, and how many.
+    pub fn by_node(&self) -> Vec<(u32, usize)> {
+        let mut workers = BTreeMap::new();
+        for node in &self.nodes {
+            *workers.entry(*node).or_default() += 1;
+        }
+        workers.into_iter().collect()
+    }
 }
 
 /// Why the threads are what they are.

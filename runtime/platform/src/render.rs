@@ -4,7 +4,7 @@ use crate::plan::{DecidedBy, Finding, Origin, Outcome, Plan, ProbeRecord, Select
 use crate::policy::{Rejected, Severity};
 use crate::resolve::{of_diagnostic, of_record};
 use crate::settings::show;
-use crate::text::{bytes, count};
+use crate::text::{bytes, count, list};
 use std::fmt::Write;
 
 /// Width of a line.
@@ -256,7 +256,11 @@ fn sizes(plan: &Plan, out: &mut Page) {
         who(threads.by, plan),
         &threads.reason,
     );
-    out.line("threads", &format!("{workers} · {}", threads.pinning));
+    let nodes = nodes(plan).map_or_else(String::new, |nodes| format!(" · {nodes}"));
+    out.line(
+        "threads",
+        &format!("{workers} · {}{nodes}", threads.pinning),
+    );
     let graphs = plan
         .graphs
         .notes
@@ -289,6 +293,34 @@ fn sizes(plan: &Plan, out: &mut Page) {
             &because(&format!("{used} of {devices}"), "plinth", &how),
         );
     }
+}
+
+/// How the workers are spread over NUMA nodes, if they are.
+fn nodes(plan: &Plan) -> Option<String> {
+    let by_node = plan.threads.by_node();
+    let [(_, first), _, ..] = by_node[..] else {
+        return None;
+    };
+    let even = by_node.iter().all(|(_, workers)| *workers == first);
+    let spread = match even {
+        true => {
+            let ids: Vec<_> = by_node.iter().map(|(id, _)| id.to_string()).collect();
+            format!("{first} on each of NUMA nodes {}", list(&ids))
+        }
+        false => {
+            let each = by_node
+                .iter()
+                .map(|(id, workers)| format!("{workers} on NUMA node {id}"));
+            list(&each.collect::<Vec<_>>())
+        }
+    };
+    // Weights on a device are on no node, and where another engine lays them is its own affair.
+    let here = plan.runtime.name == "plinth" && plan.platform.devices.is_empty();
+    let share = match here {
+        true => ", each with its share of every matrix",
+        false => "",
+    };
+    Some(spread + share)
 }
 
 /// Settings that have no line of their own yet.

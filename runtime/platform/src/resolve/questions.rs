@@ -307,8 +307,13 @@ impl Questions<'_> {
                 "not pinned: there are more workers than cores".to_owned(),
             ),
         };
+        let nodes = nodes_of(&self.facts, &cpus, numa);
         Ok((
-            ThreadChoice { workers, cpus },
+            ThreadChoice {
+                workers,
+                cpus,
+                nodes,
+            },
             ThreadReason {
                 by,
                 reason,
@@ -376,4 +381,20 @@ impl Questions<'_> {
         }
         Ok(budget)
     }
+}
+
+/// The node of each worker: the one that its rank names, or else its CPU's. One whose memory this process may not use
+/// has no share of anything, and its workers count to the first that it may use.
+fn nodes_of(facts: &Facts, cpus: &[u32], named: Option<u32>) -> Vec<u32> {
+    let visible = || facts.host.numa.iter().filter(|node| node.visible);
+    let node_of = |cpu: &u32| {
+        let known = facts.host.logical.iter().find(|logical| logical.id == *cpu);
+        let own = known.map(|logical| logical.node);
+        let usable = own.filter(|own| visible().any(|node| node.id == *own));
+        named
+            .or(usable)
+            .or_else(|| visible().next().map(|node| node.id))
+            .unwrap_or_default()
+    };
+    cpus.iter().map(node_of).collect()
 }

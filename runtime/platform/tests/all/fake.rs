@@ -21,6 +21,8 @@ pub struct Fake {
     pub batch: Option<BatchDefaults>,
     pub attention: Option<Decision>,
     pub kv_bytes: Option<u64>,
+    /// The node that a rank is for.
+    pub numa: Option<u32>,
     /// Every environment that it was shown.
     pub seen_env: Arc<Mutex<Vec<Environment>>>,
 }
@@ -63,6 +65,7 @@ impl Fake {
             batch: None,
             attention: None,
             kv_bytes: None,
+            numa: None,
             seen_env: Arc::default(),
         }
     }
@@ -207,7 +210,11 @@ impl Platform for Fake {
         facts: &Arc<Facts>,
         n: u32,
     ) -> Asked<Result<ThreadPlan, Diagnostic>> {
-        Floor.plan_threads(facts, n)
+        let mut answer = Floor.plan_threads(facts, n)?;
+        if let Ok(plan) = &mut answer {
+            plan.ranks.iter_mut().for_each(|rank| rank.numa = self.numa);
+        }
+        Ok(answer)
     }
     fn plan_parallel(&mut self, facts: &Arc<Facts>, config: &EngineConfig) -> Asked<ParallelPlan> {
         Floor.plan_parallel(facts, config)

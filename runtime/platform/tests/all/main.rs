@@ -4,5 +4,6 @@ mod choice;
 mod fake;
 mod memory;
 mod registry;
+mod threads;
 mod totality;
 mod wishes;

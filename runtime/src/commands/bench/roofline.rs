@@ -95,6 +95,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
         args,
         peaks: &peaks,
     };
+    bench.engine.stay_near_memory();
     let phases = bench.phases()?;
     let roofline = Roofline {
         model: args.model.display().to_string(),
