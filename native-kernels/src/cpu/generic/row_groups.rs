@@ -102,14 +102,18 @@ fn quantize<L: Lanes>(lanes: L, x: &[f32; 32]) -> QuantBlock {
     let scale = largest / 127.0;
     // A subnormal scale has no finite inverse worth the name; numbers that small are zero here.
     let inverse = if scale.is_normal() { 1.0 / scale } else { 0.0 };
+    let inverse = lanes.splat(inverse);
+    let a = lanes.round(lanes.mul(a, inverse));
+    let b = lanes.round(lanes.mul(b, inverse));
     let mut q = [[0i8; LANES]; 2];
-    lanes.store_i8(lanes.mul(a, lanes.splat(inverse)), &mut q[0]);
-    lanes.store_i8(lanes.mul(b, lanes.splat(inverse)), &mut q[1]);
+    lanes.store_i8(a, &mut q[0]);
+    lanes.store_i8(b, &mut q[1]);
     let quads = q.as_flattened().as_chunks().0;
     QuantBlock {
         q: *quads.as_array().expect("32 is 8 times 4"),
         scale,
-        sums: q.map(|half| half.iter().map(|&q| i16::from(q)).sum()),
+        // Sums of small integers are exact in any order, and lanes need not be taken apart for them.
+        sums: [lanes.sum(a) as i16, lanes.sum(b) as i16],
     }
 }
 
