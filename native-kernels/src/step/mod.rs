@@ -2,7 +2,8 @@
 //!
 //! A [`Program`] holds the operations in order and the buffers that they read and write, one row a token. For each step,
 //! every operation becomes one or a few **phases** (see [`Workers::run_phases`]), each cut into chunks that write
-//! disjoint parts of the buffers. Chunks of products are numbered by the node on which their weights lie. Nothing is decided here: which kernel multiplies which format was bound to the plan.
+//! disjoint parts of the buffers. Chunks of products are numbered by the node on which their weights lie. Nothing is
+//! decided here: which kernel multiplies which format was bound to the plan.
 //!
 //! **Invariant** (on which the `unsafe` of this module rests): in a phase, an element of a buffer, of the prepared
 //! activations or of the cache is either written by exactly one chunk and read by no other, or written by none. Phases
