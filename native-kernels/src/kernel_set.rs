@@ -3,8 +3,9 @@
 use crate::Format;
 use crate::bind::{BindError, Bound, Selection};
 use crate::cpu::generic::logits::{FindLargest, FindWithin, Largest, SumExp};
-use crate::matrix::{Matrix, PackError};
+use crate::matrix::{Matrix, PackError, ReadPiece};
 use crate::memory::Arena;
+use crate::panel_file::PanelFile;
 use crate::workers::Workers;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -51,6 +52,45 @@ impl KernelSet {
         // A panic while the arena was locked leaves it with memory that nobody uses.
         let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
         Matrix::pack(workers, &mut arena, format, (rows, cols), bytes)
+    }
+
+    /// Takes a matrix `[rows = outputs][cols = inputs]` that was packed before and kept as [`Matrix::as_bytes`].
+    ///
+    /// `read(offset, piece)` fills it in pieces of `piece` bytes, of which the last may be shorter, on all workers at the
+    /// same time. What is in the bytes does not matter to memory's safety; that they are the right ones is the caller's
+    /// to know.
+    ///
+    /// **Errors**: one that `read` gave; no kernel was bound for the format; no memory.
+    pub fn restore<E: From<PackError> + Send + Sync>(
+        &self,
+        workers: &Workers,
+        format: Format,
+        shape: (usize, usize),
+        (piece, read): (usize, &ReadPiece<'_, E>),
+    ) -> Result<Matrix, E> {
+        if !self.bound.multiplies(format) {
+            return Err(PackError::NoKernel { format }.into());
+        }
+        let mut arena = self.arena.lock().unwrap_or_else(PoisonError::into_inner);
+        Matrix::restore(workers, &mut arena, format, shape, (piece, read))
+    }
+
+    /// As [`KernelSet::restore`], where the panels lie in a mapped file: from `offset`, a multiple of 64.
+    ///
+    /// **Errors**: no kernel was bound for the format; a row is no whole number of blocks.
+    ///
+    /// **Panics** if the file ends before the panels do, or `offset` is no such multiple.
+    pub fn map(
+        &self,
+        format: Format,
+        shape: (usize, usize),
+        file: &PanelFile,
+        offset: usize,
+    ) -> Result<Matrix, PackError> {
+        if !self.bound.multiplies(format) {
+            return Err(PackError::NoKernel { format });
+        }
+        Matrix::of_file(format, shape, file, offset)
     }
 
     /// The largest of `x`, of equals the first. `None` if there is none, or something is not a number.

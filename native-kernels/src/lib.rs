@@ -25,6 +25,7 @@ mod rope;
 mod step;
 
 mod memory;
+mod panel_file;
 mod parallel;
 mod tensor;
 mod workers;
@@ -40,7 +41,8 @@ pub use cpu::generic::logits::Largest;
 pub use format::Format;
 pub use kernel_set::KernelSet;
 pub use kv_cache::{KvCache, KvCacheError, KvDtype, KvLayout};
-pub use matrix::{Matrix, PackError};
+pub use matrix::{Matrix, PackError, ReadPiece, packed_bytes, panel_layout};
+pub use panel_file::{PanelFile, is_private};
 pub use rope::{RopeLayout, RopeTable};
 pub use step::{
     Activation, Attention, Buffer, ClassCost, Expert, LOGIT_ROWS, Linear, Mixture, Norm, ON_WANTED,

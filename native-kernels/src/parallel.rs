@@ -44,6 +44,29 @@ pub(crate) fn for_panels(
     });
 }
 
+/// Calls `f(offset, piece)` for pieces of `size` bytes that panels consist of; the last may be shorter. Each is written on
+/// the node that has as large a part of all pieces before it as [`for_panels`] has of all panels: the two differ by less
+/// than a piece, and so by less than the huge page that is on one node as a whole anyway.
+pub(crate) fn for_near_pieces(
+    workers: &Workers,
+    slice: &mut [u8],
+    size: usize,
+    f: impl Fn(usize, &mut [u8]) + Sync,
+) {
+    let pieces: Vec<_> = slice
+        .chunks_mut(size)
+        .map(|piece| Mutex::new(Some(piece)))
+        .collect();
+    let nodes = workers.nodes();
+    let end = |node| nodes.share(pieces.len(), node).end;
+    let end = |node| u32::try_from(end(node)).expect("memory has fewer than 2^30 pieces");
+    let ends: Vec<u32> = (0..nodes.len()).map(end).collect();
+    workers.run_at_home(&ends, &|chunk, _| {
+        let piece = pieces[chunk].lock().expect("locked once").take();
+        f(chunk * size, piece.expect("every chunk runs once"));
+    });
+}
+
 /// Calls `f(index, piece)` for the pieces of `len` elements that a slice consists of; the last may be shorter.
 pub(crate) fn for_pieces<T: Send>(
     workers: &Workers,
