@@ -36,7 +36,7 @@ pub struct ModelFile {
     path: PathBuf,
     config: ModelConfig,
     tensors: Tensors,
-    files: Vec<OpenFile>,
+    pub(crate) files: Vec<OpenFile>,
     pub(crate) source: Source,
 }
 
@@ -60,6 +60,16 @@ impl OpenFile {
             path,
             file: Mutex::new(file),
         }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Another handle of the same file, to read at positions of its own.
+    pub(crate) fn handle(&self) -> std::io::Result<File> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.try_clone()
     }
 }
 
