@@ -22,7 +22,7 @@ mod sampler;
 
 pub use engine::{Engine, EngineError, EngineOptions, Output, Stats};
 pub use handle::{EngineHandle, Stream};
-pub use model::{Model, ModelError};
+pub use model::{Loading, Model, ModelError};
 pub use request::{
     Event, FinishReason, Request, RequestError, RequestId, SamplingParams, StopCondition, TokenId,
     TokenLogprob, Usage,

@@ -6,7 +6,7 @@ mod weights;
 
 use crate::batch::{Batch, Wanted};
 use decoder::Decoder;
-use plinth_formats::{FormatError, ModelConfig, ModelFile};
+use plinth_formats::{FormatError, ModelConfig, ModelFile, Packed};
 use plinth_kernels::{KernelSet, KvCache, PackError, Record, Step, Workers};
 use weights::Weights;
 
@@ -20,12 +20,27 @@ pub struct Model {
     max_model_len: usize,
 }
 
+/// How a model is loaded.
+pub struct Loading<'a> {
+    /// The longest sequence that will be asked of it.
+    pub max_model_len: usize,
+    /// The largest step that will be asked of it.
+    pub max_batched_tokens: usize,
+    /// What was packed before, or is to be written down.
+    pub packed: Packed<'a>,
+    /// Told the bytes loaded so far and in all.
+    pub progress: &'a dyn Fn(u64, u64),
+}
+
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The file's fault.
     #[error(transparent)]
     File(#[from] FormatError),
+    /// The fault of the file with its packed weights: without that it can be loaded.
+    #[error(transparent)]
+    Packed(FormatError),
     /// The plan's or the machine's fault.
     #[error("tensor '{tensor}': {error}")]
     Pack {
@@ -47,22 +62,24 @@ pub(crate) struct Units<'a> {
 }
 
 impl Model {
-    /// Reads and packs every weight, telling `progress` the bytes read so far and in all.
-    ///
-    /// `max_model_len` is the longest sequence and `max_batched_tokens` the largest step that will be asked of it.
+    /// Reads and packs every weight, or takes those that were packed before.
     ///
     /// # Errors
-    /// The file cannot be read; a format has no kernel; no memory.
+    /// A file cannot be read; a format has no kernel; no memory.
     pub fn load(
         file: &ModelFile,
         kernels: KernelSet,
         workers: Workers,
-        max_model_len: usize,
-        max_batched_tokens: usize,
-        progress: &dyn Fn(u64, u64),
+        loading: Loading<'_>,
     ) -> Result<Self, ModelError> {
+        let Loading {
+            max_model_len,
+            max_batched_tokens,
+            packed,
+            progress,
+        } = loading;
         let config = file.config().clone();
-        let weights = Weights::load(file, &kernels, &workers, progress)?;
+        let weights = Weights::load(file, (&kernels, &workers), packed, progress)?;
         let decoder = Decoder::new(&config, weights, max_model_len);
         Ok(Self {
             config,

@@ -1,7 +1,7 @@
 //! The weights of a model, packed.
 
 use super::ModelError;
-use plinth_formats::{ModelFile, TensorInfo};
+use plinth_formats::{ModelFile, Packed, PackedError, TensorInfo};
 use plinth_kernels::{Expert, KernelSet, Matrix, Weights as Linear, Workers};
 use std::sync::Arc;
 
@@ -42,8 +42,8 @@ pub(super) enum FeedForward {
 impl Weights {
     pub fn load(
         file: &ModelFile,
-        kernels: &KernelSet,
-        workers: &Workers,
+        (kernels, workers): (&KernelSet, &Workers),
+        packed: Packed<'_>,
         progress: &dyn Fn(u64, u64),
     ) -> Result<Self, ModelError> {
         let total = file.tensors().iter().map(TensorInfo::bytes).sum();
@@ -51,6 +51,7 @@ impl Weights {
             file,
             kernels,
             workers,
+            packed,
             buffer: Vec::new(),
             done: 0,
             total,
@@ -77,6 +78,7 @@ struct Loader<'a> {
     file: &'a ModelFile,
     kernels: &'a KernelSet,
     workers: &'a Workers,
+    packed: Packed<'a>,
     /// Of the tensor that is being packed. Its room is used again, so that the file is never in memory as a whole.
     buffer: Vec<u8>,
     done: u64,
@@ -145,6 +147,19 @@ impl Loader<'_> {
     }
 
     fn matrix(&mut self, name: &str) -> Result<Arc<Matrix>, ModelError> {
+        let no_pack = |error| ModelError::Pack {
+            tensor: name.to_owned(),
+            error,
+        };
+        if let (Packed::Read(packed), Some(info)) = (&self.packed, self.file.tensor(name)) {
+            let matrix = packed.matrix(self.kernels, self.workers, info);
+            let matrix = matrix.map_err(|error| match error {
+                PackedError::File(error) => ModelError::Packed(error),
+                PackedError::Pack(error) => no_pack(error),
+            })?;
+            self.advance(info);
+            return Ok(Arc::new(matrix));
+        }
         let info = self.file.read(name, &mut self.buffer)?;
         let packed = self.kernels.pack(
             self.workers,
@@ -153,10 +168,10 @@ impl Loader<'_> {
             info.cols,
             &self.buffer,
         );
-        let packed = packed.map_err(|error| ModelError::Pack {
-            tensor: name.to_owned(),
-            error,
-        })?;
+        let packed = packed.map_err(no_pack)?;
+        if let Packed::Write(writer) = &mut self.packed {
+            writer.add(name, &packed);
+        }
         self.advance(info);
         Ok(Arc::new(packed))
     }

@@ -1,7 +1,8 @@
 //! Tiny models of every family against the logits that transformers computes for them, from both kinds of files.
 
 use crate::support::answers;
-use plinth_engine::{Engine, EngineOptions, Event, Model, Request, SamplingParams};
+use plinth_engine::{Engine, EngineOptions, Event, Loading, Model, Request, SamplingParams};
+use plinth_formats::Packed;
 use plinth_kernels::{KernelSet, KvDtype, Selection, Workers};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,13 @@ fn engine(path: &Path, chunk: usize) -> Engine {
         prefix_caching: false,
         max_draft: 0,
     };
-    let model = Model::load(&file, kernels, workers, 64, chunk, &|_, _| {}).expect("it loads");
+    let loading = Loading {
+        max_model_len: 64,
+        max_batched_tokens: chunk,
+        packed: Packed::Pack,
+        progress: &|_, _| {},
+    };
+    let model = Model::load(&file, kernels, workers, loading).expect("it loads");
     Engine::new(model, options).expect("the options make sense")
 }
 

@@ -1,10 +1,11 @@
 //! A tiny model, an engine around it, and what a request came to.
 
 use plinth_engine::{
-    Engine, EngineOptions, Event, FinishReason, Model, Request, RequestId, SamplingParams, Usage,
+    Engine, EngineOptions, Event, FinishReason, Loading, Model, Request, RequestId, SamplingParams,
+    Usage,
 };
 use plinth_formats::synthetic::{self, Options, tiny_vocabulary};
-use plinth_formats::{ModelConfig, RopeConfig, RopeLayout, RopeScaling, Sizes};
+use plinth_formats::{ModelConfig, Packed, RopeConfig, RopeLayout, RopeScaling, Sizes};
 use plinth_kernels::{Format, KernelSet, KvDtype, Selection, Workers};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -66,15 +67,13 @@ pub fn model(path: &Path, options: &EngineOptions, selection: &Selection) -> Mod
     let file = plinth_formats::open(path).expect("it opens");
     let kernels = KernelSet::bind(selection).expect("the kernels bind on this machine");
     let workers = Workers::new(2, &[]).expect("two threads");
-    let model = Model::load(
-        &file,
-        kernels,
-        workers,
-        options.max_model_len,
-        options.max_batched_tokens,
-        &|_, _| {},
-    );
-    model.expect("it loads")
+    let loading = Loading {
+        max_model_len: options.max_model_len,
+        max_batched_tokens: options.max_batched_tokens,
+        packed: Packed::Pack,
+        progress: &|_, _| {},
+    };
+    Model::load(&file, kernels, workers, loading).expect("it loads")
 }
 
 /// A prompt of `len` tokens that depends on `seed`.
