@@ -13,6 +13,7 @@ mod builtin;
 mod calibration;
 mod catalogue;
 mod library;
+mod pack_cache;
 mod platforms;
 mod session;
 pub mod startup;

@@ -2,6 +2,7 @@
 
 use crate::answer::{Collector, TextStop};
 use crate::error::{Failure, Result};
+use crate::pack_cache::PackedWeights;
 use anyhow::{Context, anyhow};
 use plinth_engine::{EngineHandle, Request, SamplingParams};
 use plinth_formats::ModelFile;
@@ -20,6 +21,8 @@ pub struct Session {
     pub engine: EngineHandle,
     /// Let messages hold control tokens.
     pub trust_content: bool,
+    /// What became of the packed weights, if they were to be kept.
+    pub packed: Option<PackedWeights>,
     template: Option<ChatTemplate>,
 }
 
@@ -43,8 +46,16 @@ impl Session {
             text,
             engine,
             trust_content: false,
+            packed: None,
             template,
         })
+    }
+
+    /// Tells what became of the packed weights; if it shall be quiet, only what went wrong.
+    pub fn tell_packed(&self, quiet: bool) {
+        if let Some(packed) = &self.packed {
+            packed.tell(quiet);
+        }
     }
 
     /// Does the model have a chat template?

@@ -4,12 +4,13 @@ use crate::calibration;
 use crate::catalogue;
 use crate::cli::{EngineArgs, PlatformArgs, Speculation};
 use crate::error::{Failure, Result};
+use crate::pack_cache::{self, PackedWeights, Place};
 use crate::platforms;
 use crate::progress::Progress;
 pub use crate::session::Session;
 use anyhow::{Context, anyhow};
-use plinth_engine::{Engine, EngineHandle, EngineOptions, Model};
-use plinth_formats::{ModelFile, TokenizerSource};
+use plinth_engine::{Engine, EngineHandle, EngineOptions, Loading, Model, ModelError};
+use plinth_formats::{ModelFile, Packed, TokenizerSource};
 use plinth_kernels::detect::{Source, detect};
 use plinth_kernels::{KernelSet, KvDtype, Selection, Workers};
 use plinth_platform::facts::{Facts, ModelFacts};
@@ -27,10 +28,13 @@ pub fn start(model: &Path, args: &EngineArgs, quiet: bool) -> Result<Session> {
     let file = open(model)?;
     let plan = plan(&file, args)?;
     let text = Arc::new(tokenizer_of(&file)?);
-    let engine = EngineHandle::spawn(engine(&file, &plan, quiet)?)
+    let (engine, packed) = engine(&file, &plan, args, quiet)?;
+    let engine = EngineHandle::spawn(engine)
         .context("cannot start the engine's thread")
         .map_err(Failure::Failed)?;
-    Session::new(&file, plan, text, engine)
+    let mut session = Session::new(&file, plan, text, engine)?;
+    session.packed = packed;
+    Ok(session)
 }
 
 /// The facts of this machine, or of the one in a file.
@@ -193,38 +197,113 @@ pub fn wishes(args: &EngineArgs) -> Wishes {
     }
 }
 
-/// Binds the plan's kernels, loads the model, and makes an engine of it.
-pub fn engine(file: &ModelFile, plan: &Plan, quiet: bool) -> Result<Engine> {
-    let kernels = KernelSet::bind(&selection(&plan.kernels))
-        .context("the plan is for another machine than this one")
-        .map_err(Failure::Refused)?;
-    let ThreadChoice {
-        workers,
-        cpus,
-        nodes,
-    } = &plan.threads;
-    let workers = Workers::by_node(*workers as usize, cpus, nodes);
-    let workers = workers.map_err(|error| match error.kind() {
-        // A thread cannot be put on a CPU that is not there.
-        ErrorKind::InvalidInput => {
-            let context = "the plan is for another machine than this one: it pins threads to CPUs that are not there";
-            Failure::Refused(anyhow::Error::new(error).context(context))
-        }
-        _ => Failure::Failed(anyhow::Error::new(error).context("cannot start the worker threads")),
-    })?;
-    let options = options(plan)?;
-    let progress = Progress::bytes("packing weights", quiet);
-    let model = Model::load(
+/// Binds the plan's kernels, loads the model, and makes an engine of it. Says what became of the packed weights, if they
+/// were to be kept.
+pub fn engine(
+    file: &ModelFile,
+    plan: &Plan,
+    args: &EngineArgs,
+    quiet: bool,
+) -> Result<(Engine, Option<PackedWeights>)> {
+    let loader = Loader {
         file,
-        kernels,
-        workers,
-        options.max_model_len,
-        options.max_batched_tokens,
-        &|done, total| progress.set(done, total),
-    );
-    drop(progress);
-    Engine::new(model.map_err(Failure::failed)?, options).map_err(Failure::failed)
+        plan,
+        options: options(plan)?,
+        quiet,
+    };
+    let (model, packed) = match &args.pack_cache {
+        None => (loader.load("packing weights", Packed::Pack)?, None),
+        Some(folder) => {
+            let (model, packed) = loader.load_cached(folder.as_deref())?;
+            (model, Some(packed))
+        }
+    };
+    let model = model.map_err(Failure::failed)?;
+    let engine = Engine::new(model, loader.options).map_err(Failure::failed)?;
+    Ok((engine, packed))
 }
+
+/// What a model is loaded by.
+struct Loader<'a> {
+    file: &'a ModelFile,
+    plan: &'a Plan,
+    options: EngineOptions,
+    quiet: bool,
+}
+
+impl Loader<'_> {
+    fn load(&self, what: &'static str, packed: Packed<'_>) -> Result<Loaded> {
+        let kernels = KernelSet::bind(&selection(&self.plan.kernels))
+            .context("the plan is for another machine than this one")
+            .map_err(Failure::Refused)?;
+        let progress = Progress::bytes(what, self.quiet);
+        let loading = Loading {
+            max_model_len: self.options.max_model_len,
+            max_batched_tokens: self.options.max_batched_tokens,
+            packed,
+            progress: &|done, total| progress.set(done, total),
+        };
+        Ok(Model::load(self.file, kernels, self.workers()?, loading))
+    }
+
+    /// From the packed weights of an earlier start, or, if there are none, as without them and for a later start.
+    fn load_cached(&self, folder: Option<&Path>) -> Result<(Loaded, PackedWeights)> {
+        let workers = self.workers()?;
+        let place = pack_cache::folder(folder)
+            .and_then(|folder| Place::of(&folder, self.file, &workers, self.quiet));
+        let place = match place {
+            Ok(place) => place,
+            Err(because) => return self.load_without(because),
+        };
+        let because = match place.find(&workers) {
+            Ok(Some(found)) => match self.load("loading packed weights", Packed::Read(&found))? {
+                Err(ModelError::Packed(error)) => Some(error.to_string()),
+                loaded => return Ok((loaded, place.used(self.file, &found))),
+            },
+            Ok(None) => None,
+            Err(because) => Some(because),
+        };
+        let mut writer = match place.create() {
+            Ok(writer) => writer,
+            Err(because) => return self.load_without(because),
+        };
+        let loaded = self.load("packing weights", Packed::Write(&mut writer))?;
+        if loaded.is_err() {
+            let because = "the model cannot be loaded".to_owned();
+            return Ok((loaded, PackedWeights::NotUsed { because }));
+        }
+        let packed = match place.finish(self.file, writer, &workers) {
+            Ok(bytes) => place.written(bytes, because),
+            Err(because) => PackedWeights::NotUsed { because },
+        };
+        Ok((loaded, packed))
+    }
+
+    fn load_without(&self, because: String) -> Result<(Loaded, PackedWeights)> {
+        let loaded = self.load("packing weights", Packed::Pack)?;
+        Ok((loaded, PackedWeights::NotUsed { because }))
+    }
+
+    fn workers(&self) -> Result<Workers> {
+        let ThreadChoice {
+            workers,
+            cpus,
+            nodes,
+        } = &self.plan.threads;
+        let workers = Workers::by_node(*workers as usize, cpus, nodes);
+        workers.map_err(|error| match error.kind() {
+            // A thread cannot be put on a CPU that is not there.
+            ErrorKind::InvalidInput => {
+                let context = "the plan is for another machine than this one: it pins threads to CPUs that are not there";
+                Failure::Refused(anyhow::Error::new(error).context(context))
+            }
+            _ => Failure::Failed(anyhow::Error::new(error).context("cannot start the worker threads")),
+        })
+    }
+}
+
+/// A model, or why there is none.
+type Loaded = std::result::Result<Model, ModelError>;
 
 fn selection(choices: &KernelChoices) -> Selection {
     let KernelChoices {

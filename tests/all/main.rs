@@ -7,6 +7,7 @@ mod foresight;
 mod input;
 mod machines;
 mod out_of_tree;
+mod pack_cache;
 mod plans;
 mod readme;
 mod reference;

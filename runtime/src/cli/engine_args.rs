@@ -76,6 +76,10 @@ pub struct EngineArgs {
     /// Compute each prompt in one step
     #[arg(long, help_heading = "Engine")]
     pub no_chunked_prefill: bool,
+    /// Keep the packed weights in this folder (plinth/packed in the user's cache folder if none is named), about as many
+    /// bytes as the model has, so that the next start need not pack them
+    #[arg(long, value_name = "DIR", num_args = 0..=1, require_equals = true, help_heading = "Engine")]
+    pub pack_cache: Option<Option<PathBuf>>,
 }
 
 /// What is guessed ahead.

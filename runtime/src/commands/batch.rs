@@ -18,6 +18,7 @@ use std::path::Path;
 pub fn run(args: &BatchArgs, out: &mut dyn Write) -> Result<()> {
     let lines = read_lines(&args.file).map_err(Failure::Input)?;
     let mut session = startup::start(&args.model, &args.engine, true)?;
+    session.tell_packed(false);
     session.trust_content = args.trust_content;
     let answers: Vec<_> = lines
         .iter()

@@ -48,6 +48,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     let begin = Instant::now();
     let session = startup::start(&args.model, &engine_args(args), args.json)?;
     let load_seconds = begin.elapsed().as_secs_f64();
+    session.tell_packed(args.json);
     let bench = Bench {
         session: &session,
         args,
@@ -73,6 +74,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
         &session.plan,
         Ran {
             load_seconds,
+            packed: session.packed.clone(),
             drafts: stats.map(|stats| (stats.drafted_tokens, stats.accepted_tokens)),
             rounds: &ours,
             compared: comparison.transpose()?,

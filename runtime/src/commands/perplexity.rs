@@ -38,6 +38,7 @@ pub fn run(args: &PerplexityArgs, out: &mut dyn Write) -> Result<()> {
         )));
     }
     let session = startup::start(&args.model, &args.engine, false)?;
+    session.tell_packed(false);
     let plain = session.text.encode(&text, Special::Plain);
     let ids = session.text.with_bos(plain.clone());
     let bos = (ids.len() > plain.len()).then(|| ids[0]);

@@ -21,6 +21,7 @@ pub fn run(args: &RunArgs, out: &mut dyn Write) -> Result<()> {
         None => Some(read_prompt()?),
     };
     let mut session = startup::start(&args.model, &args.engine, args.quiet)?;
+    session.tell_packed(args.quiet);
     session.trust_content = args.trust_content;
     match prompt {
         None => chat::converse(&session, args, out),

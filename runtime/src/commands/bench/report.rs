@@ -3,6 +3,7 @@
 use super::figures::{Comparison, Figures, Measured, Versus};
 use crate::cli::BenchArgs;
 use crate::error::Result;
+use crate::pack_cache::PackedWeights;
 use plinth_platform::plan::Plan;
 use plinth_platform::text::bytes;
 use serde::Serialize;
@@ -19,6 +20,8 @@ pub struct Report {
     matmul_many_kernels: Vec<(String, String)>,
     threads: u32,
     load_seconds: f64,
+    /// What became of the packed weights, if they were to be kept.
+    packed_weights: Option<PackedWeights>,
     peak_memory_bytes: Option<u64>,
     prompt_tokens: u32,
     generated_tokens: u32,
@@ -37,6 +40,7 @@ pub struct Report {
 /// What ran, and how it went.
 pub struct Ran<'a> {
     pub load_seconds: f64,
+    pub packed: Option<PackedWeights>,
     /// Tokens guessed ahead, and those of them that were right.
     pub drafts: Option<(u64, u64)>,
     /// The rounds that count.
@@ -56,6 +60,7 @@ impl Report {
     pub fn new(args: &BenchArgs, plan: &Plan, ran: Ran<'_>) -> Self {
         let Ran {
             load_seconds,
+            packed,
             drafts,
             rounds,
             compared,
@@ -77,6 +82,7 @@ impl Report {
             matmul_many_kernels: plan.kernels.matmul_many.clone(),
             threads: plan.threads.workers,
             load_seconds,
+            packed_weights: packed,
             peak_memory_bytes: peak_memory(),
             prompt_tokens: args.prompt_tokens,
             generated_tokens: args.generate,

@@ -88,10 +88,15 @@ struct Limit {
 /// Runs the command.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<()> {
     let file = startup::open(&args.model)?;
-    let plan = startup::plan(&file, &super::engine_args(args))?;
+    let engine_args = super::engine_args(args);
+    let plan = startup::plan(&file, &engine_args)?;
     let peaks = Peaks::of_this_machine(plan.threads.workers, args.json)?;
+    let (engine, packed) = startup::engine(&file, &plan, &engine_args, args.json)?;
+    if let Some(packed) = packed {
+        packed.tell(args.json);
+    }
     let mut bench = Bench {
-        engine: startup::engine(&file, &plan, args.json)?,
+        engine,
         args,
         peaks: &peaks,
     };
