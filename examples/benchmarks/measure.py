@@ -185,8 +185,8 @@ def llama_rows(m):
             busy = pick(m.bench(model, 0, 16, m.llama_bench(model, 0, 16)), "decode")
         return [shares(busy[0], busy[1], idle[0], idle[1])]
 
-    def short_run(model):
-        ours = [m.plinth, "run", m.model(model), "Hello", "-n", "1", "-q", "-t", str(m.threads), *m.flags]
+    def short_run(model, *flags):
+        ours = [m.plinth, "run", m.model(model), "Hello", "-n", "1", "-q", "-t", str(m.threads), *m.flags, *flags]
         peer = [m.llama("llama-bench"), "-m", m.model(model), "-t", str(m.threads), "-p", "0", "-n", "1", "-r", "1",
                 "--no-warmup"]
         return ours, peer
@@ -194,8 +194,11 @@ def llama_rows(m):
     def memory():
         return [in_turns(m, *short_run(billion), lambda command: finished(command)[1])]
 
-    def start(model):
-        return lambda: [in_turns(m, *short_run(model), lambda command: finished(command)[0])]
+    def start(model, *flags):
+        return lambda: [in_turns(m, *short_run(model, *flags), lambda command: finished(command)[0])]
+
+    # The run that is not counted packs the weights and writes them.
+    pack_cache = f"--pack-cache={m.cache / 'packed'}"
 
     tokens, percent = "tokens/s", "%"
     return [
@@ -228,6 +231,8 @@ def llama_rows(m):
         ([("memory", "1.07B Q4_0, resident memory (less is better)", "MiB")], memory),
         ([("start", "SmolLM2 Q4_1, start to first token (less is better)", "s")], start(smol.format("Q4_1"))),
         ([("1b-start", "1.07B Q4_0, start to first token (less is better)", "s")], start(billion)),
+        ([("start-packed", "SmolLM2 Q4_1, the same with --pack-cache", "s")], start(smol.format("Q4_1"), pack_cache)),
+        ([("1b-start-packed", "1.07B Q4_0, the same with --pack-cache", "s")], start(billion, pack_cache)),
     ]
 
 

@@ -187,7 +187,8 @@ fn what_was_damaged_is_named_and_packed_again() {
     let bytes = fs::read(kept.panels()).expect("it can be read");
     let table = u64::from_le_bytes(std::array::from_fn(|n| bytes[8 + n])) as usize;
     let flip = |at: usize| move |bytes: &mut Vec<u8>| bytes[at] ^= 1;
-    let changes: [(&str, Box<dyn FnOnce(&mut Vec<u8>)>); 8] = [
+    type Change = Box<dyn FnOnce(&mut Vec<u8>)>;
+    let changes: [(&str, Change); 8] = [
         ("magic", Box::new(flip(3))),
         ("magic", Box::new(flip(7))),
         ("table", Box::new(flip(16))),
