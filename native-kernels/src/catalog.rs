@@ -78,7 +78,8 @@ const AMX: Tier = Tier {
 const AMX_INT8: Tier = Tier {
     name: "amx-int8",
     requires: &[WITH_AVX2, WITH_AVX512, &["amx_tile", "amx_int8"]],
-    rank: 550,
+    // Behind tiles of `bf16` until it has been measured beside them.
+    rank: 450,
 };
 
 #[cfg(target_arch = "aarch64")]
@@ -155,7 +156,7 @@ const INT8_TIERS: &[Tier] = &[
 /// | `attention` | attention over the paged cache, prefill and decode; in tiles of `bf16` only runs of many queries |
 /// | `matmul.float` | products with float weights, bit for bit the same in any batch |
 /// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
-/// | `matmul.int8-span` | products with quantised weights and activations both brought to 8 bits, 256 at a time, for steps of many rows |
+/// | `matmul.int8-span` | products with quantised weights brought to 8 bits, 256 at a time, and activations, 64 at a time, for steps of many rows |
 /// | `matmul.dequant` | products with quantised weights dequantised exactly and float activations: for evaluation |
 /// | `matmul.bf16` | products in tiles of `bf16`, for steps of many rows |
 /// | `elementwise` | norms, rotation, activation functions |

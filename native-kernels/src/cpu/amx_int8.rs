@@ -5,7 +5,7 @@
 use super::amx::{self, AMX_INT8, Configured};
 use super::avx512::Avx512;
 use super::generic::span_matmul::{
-    RowSpan, SPAN, SpanKernel, Spans, WeightSpan, add_scaled, tiles_of,
+    RowSpan, SPAN, SpanKernel, Spans, WeightSpan, add_part, tiles_of,
 };
 use super::generic::tile_matmul::{ROW_TILE, TileProduct, TileSums};
 use super::vector::{LANES, Lanes};
@@ -80,13 +80,31 @@ impl TileProduct<Spans> for ByteTiles {
                 rows[i] = &a[i][span];
             }
             let weights = [&b[0][span], &b[1][span]];
-            self.dots(tiles_of(span, k), rows, weights, &mut dots);
+            let mut parts = [[TileSums::ZERO; 2]; A];
+            for t in 0..tiles_of(span, k) {
+                self.dots(t, rows, weights, &mut dots);
+                for i in 0..A {
+                    for r in 0..ROW_TILE {
+                        let scale = lanes.splat(rows[i].scale[t][r]);
+                        for j in 0..2 {
+                            let dots = lanes.to_f32(lanes.load_quads(&dots[i][j].0[r]));
+                            let part = &mut parts[i][j].0[r];
+                            lanes.store(lanes.fma(dots, scale, lanes.load(part)), part);
+                        }
+                    }
+                }
+            }
             for i in 0..A {
                 for r in 0..ROW_TILE {
-                    let scales = [rows[i].scale[r], rows[i].sum[r]];
                     for j in 0..2 {
-                        let dots = lanes.to_f32(lanes.load_quads(&dots[i][j].0[r]));
-                        add_scaled(lanes, dots, scales, weights[j], &mut sums[i][j].0[r]);
+                        let part = lanes.load(&parts[i][j].0[r]);
+                        add_part(
+                            lanes,
+                            part,
+                            rows[i].sum[r],
+                            weights[j],
+                            &mut sums[i][j].0[r],
+                        );
                     }
                 }
             }
@@ -95,81 +113,36 @@ impl TileProduct<Spans> for ByteTiles {
 }
 
 impl ByteTiles {
-    /// `to[i][j] = a[i] · b[j]`, over the first `tiles` tiles of a span.
+    /// `to[i][j] = a[i] · b[j]`, over tile `t` of a span.
     #[inline(always)]
     fn dots<const A: usize>(
         self,
-        tiles: usize,
+        t: usize,
         a: [&RowSpan; A],
         b: [&WeightSpan; 2],
         to: &mut [[Dots; 2]; A],
     ) {
-        assert!(tiles > 0 && tiles <= a[0].q.len());
-        let to = to.as_mut_ptr();
-        // SAFETY: the token proves that the instructions are there and the tiles configured as 16 rows of 64 bytes. Each
-        // of the `tiles` rounds reads one whole tile (1 KiB, rows 64 bytes apart) of every operand, of which each has as
-        // many; the results are `A` times two tiles.
+        let b = [&b[0].q[t], &b[1].q[t]];
+        // SAFETY: the token proves that the instructions are there and the tiles configured as 16 rows of 64 bytes. What
+        // is read are one whole tile (1 KiB, rows 64 bytes apart) of every operand, and what is written two for each of
+        // `a`.
         unsafe {
-            if A == 2 {
+            for (a, to) in a.iter().zip(to) {
                 asm!(
                     "tilezero tmm0",
                     "tilezero tmm1",
-                    "tilezero tmm2",
-                    "tilezero tmm3",
-                    "2:",
-                    "tileloadd tmm4, [{a0} + {stride}]",
+                    "tileloadd tmm4, [{a} + {stride}]",
                     "tileloadd tmm6, [{b0} + {stride}]",
                     "tdpbsud tmm0, tmm4, tmm6",
                     "tileloadd tmm7, [{b1} + {stride}]",
                     "tdpbsud tmm1, tmm4, tmm7",
-                    "tileloadd tmm5, [{a1} + {stride}]",
-                    "tdpbsud tmm2, tmm5, tmm6",
-                    "tdpbsud tmm3, tmm5, tmm7",
-                    "add {a0}, 1024",
-                    "add {a1}, 1024",
-                    "add {b0}, 1024",
-                    "add {b1}, 1024",
-                    "dec {tiles}",
-                    "jnz 2b",
                     "tilestored [{to} + {stride}], tmm0",
                     "tilestored [{to} + {stride} + 1024], tmm1",
-                    "tilestored [{to} + {stride} + 2048], tmm2",
-                    "tilestored [{to} + {stride} + 3072], tmm3",
-                    a0 = inout(reg) a[0].q.as_ptr() => _,
-                    a1 = inout(reg) a[A - 1].q.as_ptr() => _,
-                    b0 = inout(reg) b[0].q.as_ptr() => _,
-                    b1 = inout(reg) b[1].q.as_ptr() => _,
-                    tiles = inout(reg) tiles => _,
+                    a = in(reg) a.q[t].as_ptr(),
+                    b0 = in(reg) b[0].as_ptr(),
+                    b1 = in(reg) b[1].as_ptr(),
                     stride = in(reg) 64usize,
-                    to = in(reg) to,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
-                );
-            } else {
-                assert!(A == 1, "one or two tiles of rows");
-                asm!(
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "2:",
-                    "tileloadd tmm4, [{a0} + {stride}]",
-                    "tileloadd tmm6, [{b0} + {stride}]",
-                    "tdpbsud tmm0, tmm4, tmm6",
-                    "tileloadd tmm7, [{b1} + {stride}]",
-                    "tdpbsud tmm1, tmm4, tmm7",
-                    "add {a0}, 1024",
-                    "add {b0}, 1024",
-                    "add {b1}, 1024",
-                    "dec {tiles}",
-                    "jnz 2b",
-                    "tilestored [{to} + {stride}], tmm0",
-                    "tilestored [{to} + {stride} + 1024], tmm1",
-                    a0 = inout(reg) a[0].q.as_ptr() => _,
-                    b0 = inout(reg) b[0].q.as_ptr() => _,
-                    b1 = inout(reg) b[1].q.as_ptr() => _,
-                    tiles = inout(reg) tiles => _,
-                    stride = in(reg) 64usize,
-                    to = in(reg) to,
+                    to = in(reg) to.as_mut_ptr(),
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 );

@@ -5,7 +5,7 @@ use super::emulated_tiles::tests::Random;
 use super::generic::elementwise::Activation;
 use super::generic::float_matmul::{Blocks, Finish};
 use super::generic::span_matmul::{
-    QuantizeSpans, RowSpan, SPAN, SpanKernel, Spans, WeightSpan, WriteSpans,
+    QuantizeSpans, RowSpan, SPAN, SpanKernel, Spans, TILE_INPUTS, WeightSpan, WriteSpans,
 };
 use super::generic::tile_matmul::{ROW_TILE, TileKind, TileMatmul, TileOutput, TileScratch};
 use super::isa::{LaneIsa, SpanIsa};
@@ -226,13 +226,16 @@ fn activations_are_within_half_a_step() {
             let of_tile = &spans[row / ROW_TILE * 3..][..3];
             let r = row % ROW_TILE;
             for (span, x) in of_tile.iter().zip(x[row * k..][..k].chunks(SPAN)) {
-                let mut sum = 0.0;
-                for (k, x) in x.iter().enumerate() {
-                    let q = f32::from(span.q[k / 64][r][k % 64]);
-                    assert!((span.scale[r] * q - x).abs() <= 0.5001 * span.scale[r]);
-                    sum += q;
+                let mut whole = 0.0;
+                for (t, x) in x.chunks(TILE_INPUTS).enumerate() {
+                    let (scale, mut sum) = (span.scale[t][r], 0.0);
+                    for (x, q) in x.iter().zip(span.q[t][r]) {
+                        assert!((scale * f32::from(q) - x).abs() <= 0.5001 * scale);
+                        sum += f32::from(q);
+                    }
+                    whole += scale * sum;
                 }
-                assert_eq!(span.sum[r], span.scale[r] * sum);
+                assert_eq!(span.sum[r], whole);
             }
         }
         // Rows that are not there, and the half of a tile that is not.
@@ -246,7 +249,7 @@ fn rows_of_nothing_and_of_extremes_quantise() {
     for x in [0.0, 1e-42, f32::MAX, f32::INFINITY, f32::NAN] {
         for lanes in LaneIsa::all() {
             let spans = row_spans(lanes, &[x; 64], 1, 64);
-            assert!(x != 0.0 || (spans[0].scale[0], spans[0].sum[0]) == (0.0, 0.0));
+            assert!(x != 0.0 || (spans[0].scale[0][0], spans[0].sum[0]) == (0.0, 0.0));
         }
     }
 }
@@ -270,11 +273,14 @@ fn products_are_within_the_stated_error() {
                     let range = s * SPAN..k.min((s + 1) * SPAN);
                     let x = &x[row * k..][range.clone()];
                     let w = &weights[output * k..][range];
-                    let x_step = 0.501 / 127.0 * x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
                     let w_step = 0.501 * span.scale[output % LANES];
-                    for (x, w) in x.iter().zip(w) {
-                        bound += x.abs() * w_step + (w.abs() + w_step) * x_step;
-                        bound += 1e-5 * x.abs() * w.abs();
+                    for (x, w) in x.chunks(TILE_INPUTS).zip(w.chunks(TILE_INPUTS)) {
+                        let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                        let x_step = 0.501 / 127.0 * largest;
+                        for (x, w) in x.iter().zip(w) {
+                            bound += x.abs() * w_step + (w.abs() + w_step) * x_step;
+                            bound += 1e-5 * x.abs() * w.abs();
+                        }
                     }
                 }
                 let error = (f64::from(*out) - expected[i] - f64::from(bias[output])).abs();

@@ -257,7 +257,7 @@ fn bf16_kernels_stay_within_the_rounding_of_their_operands() {
     }
 }
 
-/// Half a step for each weight and each activation, where both are brought to 8 bits, 256 inputs at a time. A step of the
+/// Half a step for each weight and each activation, where both are brought to 8 bits. A step of the
 /// weights is 1/255 of what the scales of their blocks allow, taken here for at most twice what the weights need.
 #[test]
 fn span_kernels_stay_within_half_a_step_of_their_operands() {
