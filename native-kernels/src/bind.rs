@@ -1,7 +1,7 @@
 //! From the ids of a plan to kernels that this CPU can run. An id that cannot be had is an error with its reasons.
 
 use crate::catalog::catalog;
-use crate::cpu::isa::{Int8Isa, LaneIsa, Streaming, TileIsa, missing_features, streaming};
+use crate::cpu::isa::{Int8Isa, LaneIsa, SpanIsa, Streaming, TileIsa, missing_features, streaming};
 use crate::{Format, KvDtype};
 use plinth_platform::facts::Kernel;
 
@@ -16,14 +16,14 @@ pub struct Selection {
     pub matmul: Vec<(String, String)>,
     /// As `matmul`, for steps of many rows; formats without an entry are multiplied as for few.
     pub matmul_many: Vec<(String, String)>,
-    /// Rows of a step from which on the entry of `matmul_many` serves, by weight format; [`MANY_ROWS`] for formats
-    /// without an entry.
+    /// Rows of a step from which on the entry of `matmul_many` serves, by weight format; for formats without an entry what
+    /// suits the kernel, [`MANY_ROWS`] and more.
     pub many_from: Vec<(String, usize)>,
     /// Everything that goes over rows: norms, rotation, activation functions.
     pub elementwise: String,
 }
 
-/// Rows of a step from which on [`Selection::matmul_many`] serves where nothing was measured.
+/// The fewest rows of a step for which [`Selection::matmul_many`] serves where nothing was measured.
 ///
 /// Measured on a Xeon with AMX: widening a panel for the tiles costs as much as multiplying 32 rows with it; below 12
 /// rows the integer kernels, which read each panel once for eight rows, are ahead.
@@ -124,6 +124,8 @@ pub(crate) enum MatmulKernel {
     Int8(Int8Isa),
     /// Everything as tiles of `bf16`.
     Tiles(TileIsa),
+    /// Everything as tiles of bytes.
+    Spans(SpanIsa),
 }
 
 type ByFormat = [Option<MatmulKernel>; Format::ALL.len()];
@@ -172,7 +174,8 @@ impl Bound {
             }
             Ok(kernels)
         };
-        let mut many_from = [MANY_ROWS; Format::ALL.len()];
+        let matmul_many = by_format(&selection.matmul_many)?;
+        let mut many_from = matmul_many.map(|kernel| kernel.map_or(MANY_ROWS, many_rows));
         for (name, rows) in &selection.many_from {
             many_from[format_named(name)?.0] = *rows;
         }
@@ -184,7 +187,7 @@ impl Bound {
                 &selection.attention_decode,
             )?,
             matmul: by_format(&selection.matmul)?,
-            matmul_many: by_format(&selection.matmul_many)?,
+            matmul_many,
             many_from,
             elementwise: lanes("elementwise", "elementwise", &selection.elementwise)?,
             streaming: streaming(),
@@ -218,6 +221,14 @@ impl Bound {
     }
 }
 
+/// Rows from which on a kernel for many serves where nothing was measured.
+fn many_rows(kernel: MatmulKernel) -> usize {
+    match kernel {
+        MatmulKernel::Spans(isa) => isa.many_rows(),
+        _ => MANY_ROWS,
+    }
+}
+
 fn prefill_kernel(catalog: &[Kernel], id: &str) -> Result<PrefillKernel, BindError> {
     let kernel = find(catalog, "attention (prefill)", "attention", id)?;
     Ok(match TileIsa::detect(tier(kernel)) {
@@ -238,6 +249,7 @@ fn matmul_kernel(catalog: &[Kernel], format: Format, id: &str) -> Result<MatmulK
     }
     let detected = match id.rsplit('.').next() {
         Some("int8") => Int8Isa::detect(tier(kernel)).map(MatmulKernel::Int8),
+        Some("int8-span") => SpanIsa::detect(tier(kernel)).map(MatmulKernel::Spans),
         Some("bf16") => TileIsa::detect(tier(kernel)).map(MatmulKernel::Tiles),
         _ => LaneIsa::detect(tier(kernel)).map(MatmulKernel::Float),
     };
@@ -329,7 +341,8 @@ mod tests {
             let name = tier(kernel);
             let detected = LaneIsa::detect(name).is_some()
                 || Int8Isa::detect(name).is_some()
-                || TileIsa::detect(name).is_some();
+                || TileIsa::detect(name).is_some()
+                || SpanIsa::detect(name).is_some();
             assert_eq!(
                 detected,
                 missing_features(kernel).is_empty(),

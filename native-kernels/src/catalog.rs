@@ -13,7 +13,7 @@ const QUANTISED: &[&str] = &[
 /// What an instruction set is called, what it needs (names of Linux), and how fast it is among the others.
 struct Tier {
     name: &'static str,
-    requires: &'static [&'static str],
+    requires: &'static [&'static [&'static str]],
     rank: u32,
 }
 
@@ -24,53 +24,42 @@ const PORTABLE: Tier = Tier {
 };
 
 #[cfg(target_arch = "x86_64")]
+const WITH_AVX2: &[&str] = &["avx2", "fma", "f16c"];
+#[cfg(target_arch = "x86_64")]
+const WITH_AVX512: &[&str] = &["avx512f", "avx512bw", "avx512vl"];
+
+#[cfg(target_arch = "x86_64")]
 const AVX2: Tier = Tier {
     name: "avx2",
-    requires: &["avx2", "fma", "f16c"],
+    requires: &[WITH_AVX2],
     rank: 200,
 };
 
 #[cfg(target_arch = "x86_64")]
 const AVX_VNNI: Tier = Tier {
     name: "avx-vnni",
-    requires: &["avx2", "fma", "f16c", "avx_vnni"],
+    requires: &[WITH_AVX2, &["avx_vnni"]],
     rank: 250,
 };
 
 #[cfg(target_arch = "x86_64")]
 const AVX512: Tier = Tier {
     name: "avx512",
-    requires: &["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl"],
+    requires: &[WITH_AVX2, WITH_AVX512],
     rank: 300,
 };
 
 #[cfg(target_arch = "x86_64")]
 const AVX512_VNNI: Tier = Tier {
     name: "avx512-vnni",
-    requires: &[
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512_vnni",
-    ],
+    requires: &[WITH_AVX2, WITH_AVX512, &["avx512_vnni"]],
     rank: 400,
 };
 
 #[cfg(target_arch = "x86_64")]
 const AVX512_BF16: Tier = Tier {
     name: "avx512-bf16",
-    requires: &[
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512_bf16",
-    ],
+    requires: &[WITH_AVX2, WITH_AVX512, &["avx512_bf16"]],
     rank: 350,
 };
 
@@ -78,37 +67,39 @@ const AVX512_BF16: Tier = Tier {
 const AMX: Tier = Tier {
     name: "amx",
     requires: &[
-        "avx2",
-        "fma",
-        "f16c",
-        "avx512f",
-        "avx512bw",
-        "avx512vl",
-        "avx512_bf16",
-        "amx_tile",
-        "amx_bf16",
+        WITH_AVX2,
+        WITH_AVX512,
+        &["avx512_bf16", "amx_tile", "amx_bf16"],
     ],
     rank: 500,
+};
+
+#[cfg(target_arch = "x86_64")]
+const AMX_INT8: Tier = Tier {
+    name: "amx-int8",
+    requires: &[WITH_AVX2, WITH_AVX512, &["amx_tile", "amx_int8"]],
+    // Behind tiles of `bf16` until it has been measured beside them.
+    rank: 450,
 };
 
 #[cfg(target_arch = "aarch64")]
 const NEON: Tier = Tier {
     name: "neon",
-    requires: &["asimd"],
+    requires: &[&["asimd"]],
     rank: 200,
 };
 
 #[cfg(target_arch = "aarch64")]
 const NEON_DOTPROD: Tier = Tier {
     name: "neon-dotprod",
-    requires: &["asimd", "asimddp"],
+    requires: &[&["asimd", "asimddp"]],
     rank: 300,
 };
 
 #[cfg(target_arch = "aarch64")]
 const NEON_I8MM: Tier = Tier {
     name: "neon-i8mm",
-    requires: &["asimd", "asimddp", "i8mm"],
+    requires: &[&["asimd", "asimddp", "i8mm"]],
     rank: 400,
 };
 
@@ -118,6 +109,14 @@ const TILE_TIERS: &[Tier] = &[
     AMX,
     #[cfg(target_arch = "x86_64")]
     AVX512_BF16,
+];
+
+/// Tiers with products of tiles of bytes, best first.
+const SPAN_TIERS: &[Tier] = &[
+    #[cfg(target_arch = "x86_64")]
+    AMX_INT8,
+    #[cfg(target_arch = "x86_64")]
+    AVX512_VNNI,
 ];
 
 /// Tiers with float lanes, best first.
@@ -157,6 +156,7 @@ const INT8_TIERS: &[Tier] = &[
 /// | `attention` | attention over the paged cache, prefill and decode; in tiles of `bf16` only runs of many queries |
 /// | `matmul.float` | products with float weights, bit for bit the same in any batch |
 /// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
+/// | `matmul.int8-span` | products with quantised weights brought to 8 bits, 256 at a time, and activations, 64 at a time, for steps of many rows |
 /// | `matmul.dequant` | products with quantised weights dequantised exactly and float activations: for evaluation |
 /// | `matmul.bf16` | products in tiles of `bf16`, for steps of many rows |
 /// | `elementwise` | norms, rotation, activation functions |
@@ -204,7 +204,24 @@ pub fn catalog() -> Vec<Kernel> {
             },
         ]
     });
-    lanes.chain(int8).chain(tiles).collect()
+    let spans = SPAN_TIERS.iter().map(|tier| Kernel {
+        formats: names(QUANTISED),
+        traits: names(&[
+            "int8-activations",
+            "int8-weights",
+            "many-rows",
+            "only:many-rows",
+            "prefill",
+        ]),
+        // Ahead of what the same instructions do for few rows.
+        ..kernel(
+            tier,
+            "matmul",
+            "matmul.int8-span".to_owned(),
+            tier.rank + 25,
+        )
+    });
+    lanes.chain(int8).chain(tiles).chain(spans).collect()
 }
 
 fn attention(tier: &Tier) -> Kernel {
@@ -257,7 +274,7 @@ fn kernel(tier: &Tier, op: &str, name: String, rank: u32) -> Kernel {
         formats: Vec::new(),
         head_sizes: Vec::new(),
         block_sizes: Vec::new(),
-        requires: names(tier.requires),
+        requires: names(&tier.requires.concat()),
         traits: Vec::new(),
         graph: GraphSupport::Never,
         kv_layouts: Vec::new(),

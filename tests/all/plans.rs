@@ -43,6 +43,38 @@ fn machines_on_file_have_these_plans() {
     }
 }
 
+/// Pairs of `bf16` take Intel's cores twice the time of `f32`, and AMD's half of it. With tiles there is no need of either.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn pairs_of_bf16_serve_where_they_are_fast() {
+    let attention = |machine: &str, change: &str| {
+        let args = [
+            "plan",
+            &model(),
+            "--facts",
+            &facts(machine),
+            "--what-if",
+            change,
+            "--json",
+        ];
+        let said: Value = serde_json::from_str(&plinth(&args).succeeds()).expect("it prints JSON");
+        let turns = said["turns"].as_array().expect("a list");
+        let turn = turns
+            .iter()
+            .find(|turn| turn["path"] == "attention.prefill");
+        turn.map(|turn| turn["becomes"].clone())
+    };
+    assert_eq!(
+        attention("xeon-spr-2s", "host.isa=-amx_tile"),
+        Some("cpu.avx512.attention".into())
+    );
+    assert_eq!(
+        attention("epyc-zen4", "host.isa=-avx512_bf16"),
+        Some("cpu.avx512.attention".into()),
+        "with pairs it is another"
+    );
+}
+
 /// A model that the engine can run is of no use if no kernel of the catalogue is said to serve it.
 #[test]
 fn every_kind_of_model_that_runs_has_a_plan_here() {

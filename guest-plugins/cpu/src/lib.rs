@@ -47,8 +47,17 @@ impl Platform for Cpu {
         }
     }
 
+    fn preferred(facts: &Facts, op: &str) -> Option<&'static str> {
+        let of_op = match op {
+            "attention" => Some(ATTENTION),
+            "matmul" => Some(FLOAT),
+            _ => None,
+        };
+        of_op.filter(|_| slow_pairs(facts))
+    }
+
     fn why(facts: &Facts, kernel: &Kernel) -> String {
-        if slow_pairs(facts) && [ATTENTION, FLOAT].contains(&kernel.id.as_str()) {
+        if Self::preferred(facts, &kernel.op) == Some(&kernel.id) {
             return "written for AVX-512, on which this CPU multiplies f32 twice as fast as bf16"
                 .to_owned();
         }
@@ -65,22 +74,6 @@ impl Platform for Cpu {
             None => kernel.requires[0].as_str(),
         };
         format!("written for {unit}, the widest that this machine has a kernel for")
-    }
-
-    fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-        let need = Need {
-            preferred: slow_pairs(facts).then_some(ATTENTION),
-            ..attention_need(Self::provider(), query)
-        };
-        decide(facts, &need, |kernel| Self::why(facts, kernel))
-    }
-
-    fn kernel_priority(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
-        let need = Need {
-            preferred: slow_pairs(facts).then_some(FLOAT),
-            ..op_need(Self::provider(), op, shape)
-        };
-        decide(facts, &need, |kernel| Self::why(facts, kernel))
     }
 
     fn device_capabilities(facts: &Facts, _: u32) -> Result<Capabilities, Diagnostic> {

@@ -27,6 +27,11 @@ pub trait Platform {
         None
     }
 
+    /// The kernel of an operation that goes before better ranks where it can serve. By default none: ranks decide.
+    fn preferred(_: &Facts, _op: &str) -> Option<&'static str> {
+        None
+    }
+
     /// Why a kernel won: said of every choice.
     fn why(_: &Facts, kernel: &Kernel) -> String {
         format!(
@@ -99,9 +104,11 @@ pub trait Platform {
 
     /// Which attention kernel?
     fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
-        decide(facts, &attention_need(Self::provider(), query), |kernel| {
-            Self::why(facts, kernel)
-        })
+        let need = Need {
+            preferred: Self::preferred(facts, "attention"),
+            ..attention_need(Self::provider(), query)
+        };
+        decide(facts, &need, |kernel| Self::why(facts, kernel))
     }
 
     /// Which attention kernel for a vision encoder?
@@ -220,9 +227,11 @@ pub fn one_worker_a_core(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagno
 
 /// The kernel of the best rank that can serve.
 pub fn best_rank<P: Platform + ?Sized>(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
-    decide(facts, &op_need(P::provider(), op, shape), |kernel| {
-        P::why(facts, kernel)
-    })
+    let need = Need {
+        preferred: P::preferred(facts, op),
+        ..op_need(P::provider(), op, shape)
+    };
+    decide(facts, &need, |kernel| P::why(facts, kernel))
 }
 
 /// What an operation of this shape asks of a kernel.

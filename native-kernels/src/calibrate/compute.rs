@@ -3,8 +3,11 @@
 use super::ComputePeak;
 use super::timing::{fastest, repetitions, seconds};
 use crate::catalog;
-use crate::cpu::generic::tile_matmul::{ROW_TILE, TileKernel, TileSums, TileUnit, TileWords};
-use crate::cpu::isa::{Int8Isa, LaneIsa, TileIsa};
+use crate::cpu::generic::span_matmul::{RowSpan, SPAN, SpanKernel, Spans};
+use crate::cpu::generic::tile_matmul::{
+    ROW_TILE, TileKernel, TileKind, TileProduct, TileSums, TileUnit, TileWords,
+};
+use crate::cpu::isa::{Int8Isa, LaneIsa, SpanIsa, TileIsa};
 use crate::cpu::vector::{Int8, Int8Kernel, LANES, LaneKernel, Lanes};
 use crate::workers::Workers;
 use std::hint::black_box;
@@ -88,6 +91,12 @@ pub fn peaks(teams: &[&Workers], runs: usize) -> Vec<ComputePeak> {
             add("bf16-tile", &|rounds| {
                 isa.run(TileProducts { rounds });
                 TileProducts::OPERATIONS
+            });
+        }
+        if let Some(isa) = SpanIsa::detect(&tier) {
+            add("int8-tile", &|rounds| {
+                isa.run(SpanProducts { rounds });
+                SpanProducts::OPERATIONS
             });
         }
     }
@@ -237,6 +246,27 @@ impl TileKernel for TileProducts {
         let [a, b] = tiles.each_ref().map(|tiles| &tiles[..]);
         for _ in 0..self.rounds {
             unit.multiply([a, a], [b, b], &mut sums);
+        }
+        black_box(sums);
+    }
+}
+
+struct SpanProducts {
+    rounds: usize,
+}
+
+impl SpanProducts {
+    /// Operations of a round: two tiles by two, each of a span.
+    const OPERATIONS: usize = 2 * (2 * ROW_TILE) * (2 * LANES) * SPAN;
+}
+
+impl SpanKernel for SpanProducts {
+    #[inline(always)]
+    fn run<U: TileProduct<Spans>>(self, unit: U) {
+        let (rows, weights) = black_box(([RowSpan::ZERO], [Spans::NO_WEIGHTS]));
+        let mut sums = [[TileSums::ZERO; 2]; 2];
+        for _ in 0..self.rounds {
+            unit.multiply(SPAN, [&rows, &rows], [&weights, &weights], &mut sums);
         }
         black_box(sums);
     }

@@ -47,8 +47,8 @@ pub struct ComputePeak {
     /// The instruction set, as ids of the catalogue name it: `avx2`.
     pub tier: String,
     /// `f32-fma`: multiplications and additions of single precision; `int8-dot`, `int4-dot`: dot products of weights of
-    /// 8 or 4 bits and activations of 8, with all that the tier must do to keep them exact; `bf16-tile`: products of
-    /// tiles that lie in the first cache.
+    /// 8 or 4 bits and activations of 8, with all that the tier must do to keep them exact; `bf16-tile`, `int8-tile`:
+    /// products of tiles that lie in the first cache.
     pub operation: String,
     /// Threads, each doing the same.
     pub threads: u32,

@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Amx(Avx512Bf16);
 
-/// Whether the instructions are there and the system has given permission for the tiles, asked once.
+/// Whether there are tiles and the system has given permission for them, asked once.
 pub(crate) fn usable() -> bool {
     static USABLE: OnceLock<bool> = OnceLock::new();
     *USABLE.get_or_init(|| {
@@ -28,11 +28,18 @@ pub(crate) fn usable() -> bool {
         if cfg!(miri) {
             return false;
         }
-        let has = |bit: u32| __cpuid_count(7, 0).edx >> bit & 1 == 1;
-        const AMX_BF16: u32 = 22;
-        const AMX_TILE: u32 = 24;
-        __cpuid(0).eax >= 7 && has(AMX_BF16) && has(AMX_TILE) && system_saves_tiles() && permitted()
+        has(AMX_TILE) && system_saves_tiles() && permitted()
     })
+}
+
+/// Products of `bf16`, of bytes, and tiles at all.
+pub(super) const AMX_BF16: u32 = 22;
+pub(super) const AMX_INT8: u32 = 25;
+const AMX_TILE: u32 = 24;
+
+/// Does the CPU say that it has this?
+pub(super) fn has(bit: u32) -> bool {
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> bit & 1 == 1
 }
 
 /// Does the system save the tiles of a thread that it puts aside?
@@ -97,10 +104,33 @@ static CONFIGURATION: Configuration = {
     }
 };
 
+/// The tile registers of this thread, configured. It gives them up on every way out: the system need not save what nobody
+/// uses.
+pub(super) struct Configured(());
+
+impl Configured {
+    /// # Safety
+    /// The tiles are [`usable`], and nobody else uses those of this thread while this lives.
+    pub unsafe fn new() -> Self {
+        // SAFETY: as the caller promises, the instruction is there and allowed; the configuration is 64 valid bytes.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(readonly, nostack))
+        };
+        Self(())
+    }
+}
+
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: there is only a `Configured` where the instruction is there; nobody relies on tiles after it.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+    }
+}
+
 impl Amx {
     pub fn detect() -> Option<Self> {
         let pairs = Avx512Bf16::detect()?;
-        usable().then_some(Self(pairs))
+        (usable() && has(AMX_BF16)).then_some(Self(pairs))
     }
 
     /// Runs a kernel with the tile registers configured.
@@ -109,21 +139,8 @@ impl Amx {
         fn compiled<K: TileKernel>(tiles: AmxTiles, kernel: K) {
             kernel.run(tiles);
         }
-        /// Gives the tiles up on every way out: the system need not save what nobody uses.
-        struct Release;
-        impl Drop for Release {
-            fn drop(&mut self) {
-                // SAFETY: there is only a `Release` where the token has proved that the instruction is there; nobody
-                // relies on tiles after it.
-                unsafe { asm!("tilerelease", options(nomem, nostack)) };
-            }
-        }
-        // SAFETY: the token proves that the CPU has the instruction and the system allows it; the configuration is 64
-        // valid bytes.
-        unsafe {
-            asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(readonly, nostack))
-        };
-        let _release = Release;
+        // SAFETY: the token proves that the tiles can be used.
+        let _configured = unsafe { Configured::new() };
         // SAFETY: the token proves that the CPU has the features.
         unsafe { compiled(AmxTiles(self), kernel) }
     }

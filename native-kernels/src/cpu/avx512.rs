@@ -2,6 +2,8 @@
 
 use super::avx2;
 use super::generic::dot::Dpbusd;
+use super::generic::span_matmul::{RowSpan, SpanKernel, Spans, WeightSpan, multiply_by_dpbusd};
+use super::generic::tile_matmul::{TileProduct, TileSums};
 use super::isa;
 use super::vector::{Int8Kernel, LANES, LaneKernel, Lanes, Quads};
 use half::{bf16, f16};
@@ -58,6 +60,21 @@ impl Avx512Vnni {
     pub fn detect() -> Option<Self> {
         let lanes = Avx512::detect()?;
         is_x86_feature_detected!("avx512vnni").then_some(Self(lanes))
+    }
+
+    /// Runs a product in spans compiled with these instructions.
+    pub fn run_spans<K: SpanKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn compiled<K: SpanKernel>(unit: Avx512Vnni, kernel: K) {
+            kernel.run(unit);
+        }
+        // SAFETY: the token proves that the CPU has the features.
+        unsafe { compiled(self, kernel) }
+    }
+
+    /// The float lanes that go with it.
+    pub fn float_lanes(self) -> Avx512 {
+        self.0
     }
 
     /// Runs a kernel compiled with these instructions.
@@ -155,6 +172,18 @@ impl Lanes for Avx512 {
         avx512!({
             let bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
             _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        });
+    }
+
+    #[inline(always)]
+    fn store_quads(self, [a, b, c, d]: [__m512; 4], to: &mut [u8; 4 * LANES]) {
+        avx512!({
+            let b = _mm512_slli_epi32::<8>(_mm512_cvtps_epi32(b));
+            let c = _mm512_slli_epi32::<16>(_mm512_cvtps_epi32(c));
+            let d = _mm512_slli_epi32::<24>(_mm512_cvtps_epi32(d));
+            // a | b | c.
+            let quads = _mm512_ternarylogic_epi32::<0xFE>(_mm512_cvtps_epi32(a), b, c);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_or_si512(quads, d));
         });
     }
 
@@ -418,6 +447,26 @@ impl Quads for Avx512Vnni {
     #[inline(always)]
     fn add(self, a: __m512i, b: __m512i) -> __m512i {
         avx512!(_mm512_add_epi32(a, b))
+    }
+}
+
+impl TileProduct<Spans> for Avx512Vnni {
+    type Lanes = Avx512;
+
+    #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn multiply<const A: usize>(
+        self,
+        k: usize,
+        a: [&[RowSpan]; A],
+        b: [&[WeightSpan]; 2],
+        sums: &mut [[TileSums; 2]; A],
+    ) {
+        multiply_by_dpbusd(self, k, a, b, sums);
     }
 }
 

@@ -77,6 +77,10 @@ impl LaneKernel for Everything {
         let mut signed = [0; LANES];
         l.store_i8(l.sub(small, l.splat(60.5)), &mut signed);
         results.push(("store_i8", signed.map(|x| x as u32).to_vec()));
+        let mut quads = [0; 4 * LANES];
+        let (half, twice) = (l.mul(small, l.splat(0.5)), l.add(small, small));
+        l.store_quads([half, small, twice, half], &mut quads);
+        results.push(("store_quads", quads.map(u32::from).to_vec()));
         results.push(("sum", vec![canonical(l.sum(a))]));
         results.push(("max_lane", vec![canonical(l.max_lane(small))]));
         results.push(("any_less", vec![l.any_less(a, b).into()]));

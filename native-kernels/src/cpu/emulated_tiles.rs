@@ -292,7 +292,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn pack(format: Format, n: usize, k: usize, bytes: &[u8]) -> Matrix {
+    pub fn pack(format: Format, n: usize, k: usize, bytes: &[u8]) -> Matrix {
         let set = KernelSet::bind(&Selection::best()).unwrap();
         let workers = Workers::new(1, &[]).unwrap();
         set.pack(&workers, format, n, k, bytes).unwrap()

@@ -1,7 +1,9 @@
 //! Which instructions a kernel runs on: chosen once, when the kernels are bound, from what the CPU really has.
 
 #[cfg(target_arch = "x86_64")]
-use super::amx::{self, Amx};
+use super::amx::{self, AMX_BF16, Amx};
+#[cfg(target_arch = "x86_64")]
+use super::amx_int8::{self, AmxInt8};
 #[cfg(target_arch = "x86_64")]
 use super::avx_vnni::AvxVnni;
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +12,7 @@ use super::avx2::Avx2;
 use super::avx512::{Avx512, Avx512Vnni};
 #[cfg(target_arch = "x86_64")]
 use super::avx512_bf16::Avx512Bf16;
+use super::generic::span_matmul::SpanKernel;
 use super::generic::tile_matmul::{PairKernel, TileKernel};
 #[cfg(target_arch = "aarch64")]
 use super::neon::Neon;
@@ -17,6 +20,7 @@ use super::neon::Neon;
 use super::neon_dot::{NeonDotprod, NeonI8mm};
 use super::portable::Portable;
 use super::vector::{Int8, Int8Kernel, LaneKernel, Lanes};
+use crate::bind::MANY_ROWS;
 use plinth_platform::facts::Kernel;
 
 /// Instruction sets with float lanes. Holding a value proves that the CPU has it.
@@ -255,6 +259,72 @@ impl TileIsa {
     }
 }
 
+/// Instruction sets with products of tiles of bytes. Holding a value proves that the CPU has it and the system allows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum SpanIsa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
+    #[cfg(target_arch = "x86_64")]
+    AmxInt8(AmxInt8),
+}
+
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "there is no value to run a kernel with")
+)]
+impl SpanIsa {
+    /// The instruction set of that name in the catalogue, if this CPU has it.
+    pub fn detect(name: &str) -> Option<Self> {
+        match name {
+            #[cfg(target_arch = "x86_64")]
+            "avx512-vnni" => Avx512Vnni::detect().map(SpanIsa::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
+            "amx-int8" => AmxInt8::detect().map(SpanIsa::AmxInt8),
+            _ => None,
+        }
+    }
+
+    /// Runs the product, compiled for this instruction set.
+    pub fn run<K: SpanKernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::Avx512Vnni(unit) => unit.run_spans(kernel),
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::AmxInt8(unit) => unit.run(kernel),
+        }
+    }
+
+    /// Rows from which on it is worth bringing weights into spans, where nothing was measured.
+    pub fn many_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::Avx512Vnni(_) => 96,
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::AmxInt8(_) => MANY_ROWS,
+        }
+    }
+
+    /// What brings weights and activations into spans.
+    pub fn lanes(self) -> LaneIsa {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::Avx512Vnni(unit) => LaneIsa::Avx512(unit.float_lanes()),
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::AmxInt8(unit) => LaneIsa::Avx512(unit.float_lanes()),
+        }
+    }
+
+    /// What the catalogue calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::Avx512Vnni(_) => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            SpanIsa::AmxInt8(_) => "amx-int8",
+        }
+    }
+}
+
 /// Features that the kernel requires and this CPU lacks.
 pub(crate) fn missing_features(kernel: &Kernel) -> Vec<String> {
     let mut missing = kernel.requires.clone();
@@ -275,8 +345,10 @@ fn has(feature: &str) -> bool {
         "avx512vl" => is_x86_feature_detected!("avx512vl"),
         "avx512_vnni" => is_x86_feature_detected!("avx512vnni"),
         "avx512_bf16" => is_x86_feature_detected!("avx512bf16"),
-        // The one without the other, or without the system's leave, is of no use.
-        "amx_tile" | "amx_bf16" => amx::usable(),
+        // Without tiles and the system's leave the others are of no use.
+        "amx_tile" => amx::usable(),
+        "amx_bf16" => amx::usable() && amx::has(AMX_BF16),
+        "amx_int8" => amx_int8::usable(),
         _ => false,
     }
 }

@@ -13,6 +13,8 @@ pub(crate) mod portable;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_int8;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
@@ -34,3 +36,5 @@ pub(crate) mod neon;
 pub(crate) mod neon_dot;
 #[cfg(test)]
 mod rows_tests;
+#[cfg(test)]
+mod span_tests;

@@ -41,6 +41,18 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn store_bf16(self, x: Self::F32, to: &mut [bf16; LANES]);
     /// Rounds to nearest, ties to even. Lanes are within -128 to 127; others give any byte.
     fn store_i8(self, x: Self::F32, to: &mut [i8; LANES]);
+    /// Rounds to nearest, ties to even: byte `4 lane + j` is the lane of vector `j`. Lanes are within 0 to 255; others give
+    /// any byte.
+    #[inline(always)]
+    fn store_quads(self, x: [Self::F32; 4], to: &mut [u8; 4 * LANES]) {
+        for (j, x) in x.into_iter().enumerate() {
+            let mut whole = [0.0; LANES];
+            self.store(self.round(x), &mut whole);
+            for (lane, x) in whole.into_iter().enumerate() {
+                to[4 * lane + j] = x as u8;
+            }
+        }
+    }
 
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
     fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;

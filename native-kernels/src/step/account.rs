@@ -248,6 +248,7 @@ impl Linear {
             Form::Floats(_) => elements * F32,
             Form::Quants(_) => elements / 32 * size_of::<QuantBlock>(),
             Form::Tiles(_) => elements * 2,
+            Form::Spans => elements,
         };
         self.forms(running.bound, m).iter().map(bytes).sum()
     }
@@ -398,6 +399,10 @@ fn unit_of(running: &Running<'_>, matrix: &Matrix, rows: usize) -> Unit {
             operation,
         },
         MatmulKernel::Tiles(isa) => tile(isa.name()),
+        MatmulKernel::Spans(isa) => Unit {
+            tier: isa.name(),
+            operation: "int8-tile",
+        },
     }
 }
 

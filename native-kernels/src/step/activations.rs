@@ -6,6 +6,7 @@ use super::{Op, Scratch};
 use crate::bind::{Bound, MatmulKernel};
 use crate::cpu::generic::elementwise::RmsNorm;
 use crate::cpu::generic::row_groups::{PackRows, QuantizeRows};
+use crate::cpu::generic::span_matmul::{QuantizeSpans, RowSpan, SPAN};
 use crate::cpu::generic::tile_matmul::{ROW_TILE, TileRows, TileWords};
 use crate::cpu::isa::{LaneIsa, TileIsa};
 use crate::cpu::panel::QuantBlock;
@@ -24,6 +25,8 @@ pub(super) enum Form {
     Quants(usize),
     /// `bf16` tiles of 16 rows x 32 inputs.
     Tiles(TileIsa),
+    /// Signed bytes of 16 rows x 256 inputs.
+    Spans,
 }
 
 impl Form {
@@ -32,6 +35,7 @@ impl Form {
             MatmulKernel::Float(isa) => Form::Floats(isa.rows()),
             MatmulKernel::Int8(isa) => Form::Quants(isa.rows()),
             MatmulKernel::Tiles(isa) => Form::Tiles(isa),
+            MatmulKernel::Spans(_) => Form::Spans,
         }
     }
 }
@@ -47,6 +51,7 @@ struct Slot {
     floats: Vec<f32>,
     quants: Vec<QuantBlock>,
     tiles: Vec<TileWords>,
+    spans: Vec<RowSpan>,
 }
 
 /// Prepared activations, to read.
@@ -55,13 +60,16 @@ pub(super) struct Ready<'a> {
     pub floats: &'a [f32],
     pub quants: &'a [QuantBlock],
     pub tiles: &'a [TileWords],
+    pub spans: &'a [RowSpan],
 }
 
-/// A run of rows, to write.
+/// A run of rows, to write: in one form, the others are empty.
+#[derive(Default)]
 struct Piece<'a> {
     floats: &'a mut [f32],
     quants: &'a mut [QuantBlock],
     tiles: &'a mut [TileWords],
+    spans: &'a mut [RowSpan],
 }
 
 /// Elements that `rows` rows of `k` inputs take.
@@ -70,6 +78,7 @@ fn elements(form: Form, rows: usize, k: usize) -> usize {
         Form::Floats(_) => rows * k,
         Form::Quants(_) => rows * (k / 32),
         Form::Tiles(_) => rows.div_ceil(ROW_TILE) * k.div_ceil(32),
+        Form::Spans => rows.div_ceil(ROW_TILE) * k.div_ceil(SPAN),
     }
 }
 
@@ -82,6 +91,7 @@ impl Prepared {
                 floats: Vec::new(),
                 quants: Vec::new(),
                 tiles: Vec::new(),
+                spans: Vec::new(),
             });
         }
         let len = elements(form, rows, k);
@@ -91,6 +101,7 @@ impl Prepared {
             Form::Floats(_) if slot.floats.len() < len => slot.floats.resize(len, 0.0),
             Form::Quants(_) if slot.quants.len() < len => slot.quants.resize(len, QuantBlock::ZERO),
             Form::Tiles(_) if slot.tiles.len() < len => slot.tiles.resize(len, TileWords::ZERO),
+            Form::Spans if slot.spans.len() < len => slot.spans.resize(len, RowSpan::ZERO),
             _ => {}
         }
     }
@@ -114,6 +125,7 @@ impl Prepared {
             floats: &slot.floats,
             quants: &slot.quants,
             tiles: &slot.tiles,
+            spans: &slot.spans,
         }
     }
 }
@@ -138,23 +150,13 @@ pub(super) fn prepare_own(
             let slot = slots.iter_mut().find(|slot| slot.form == form);
             let slot = slot.expect("room was just made");
             let range = elements(form, first, k)..elements(form, rows.end, k);
-            let piece = match form {
-                Form::Floats(_) => Piece {
-                    floats: &mut slot.floats[range],
-                    quants: &mut [],
-                    tiles: &mut [],
-                },
-                Form::Quants(_) => Piece {
-                    floats: &mut [],
-                    quants: &mut slot.quants[range],
-                    tiles: &mut [],
-                },
-                Form::Tiles(_) => Piece {
-                    floats: &mut [],
-                    quants: &mut [],
-                    tiles: &mut slot.tiles[range],
-                },
-            };
+            let mut piece = Piece::default();
+            match form {
+                Form::Floats(_) => piece.floats = &mut slot.floats[range],
+                Form::Quants(_) => piece.quants = &mut slot.quants[range],
+                Form::Tiles(_) => piece.tiles = &mut slot.tiles[range],
+                Form::Spans => piece.spans = &mut slot.spans[range],
+            }
             write(lanes, form, run, piece);
         }
     }
@@ -215,6 +217,7 @@ fn write(lanes: LaneIsa, form: Form, x: Rows<'_>, to: Piece<'_>) {
             to: to.quants,
         }),
         Form::Tiles(isa) => isa.widen(TileRows { x, to: to.tiles }),
+        Form::Spans => lanes.run(QuantizeSpans { x, to: to.spans }),
     }
 }
 
@@ -228,6 +231,7 @@ struct SharedSlot<'a> {
     floats: SharedSlice<'a, f32>,
     quants: SharedSlice<'a, QuantBlock>,
     tiles: SharedSlice<'a, TileWords>,
+    spans: SharedSlice<'a, RowSpan>,
 }
 
 impl<'a> Shared<'a> {
@@ -237,6 +241,7 @@ impl<'a> Shared<'a> {
             floats: SharedSlice::new(&mut slot.floats),
             quants: SharedSlice::new(&mut slot.quants),
             tiles: SharedSlice::new(&mut slot.tiles),
+            spans: SharedSlice::new(&mut slot.spans),
         });
         Self {
             slots: slots.collect(),
@@ -252,20 +257,17 @@ impl<'a> Shared<'a> {
     /// Nobody else reads or writes what is in `range` while the piece lives.
     unsafe fn piece(&self, form: Form, range: Range<usize>) -> Piece<'_> {
         let slot = self.slot(form);
-        let (mut floats, mut quants, mut tiles) = (0..0, 0..0, 0..0);
-        match form {
-            Form::Floats(_) => floats = range,
-            Form::Quants(_) => quants = range,
-            Form::Tiles(_) => tiles = range,
-        }
-        // SAFETY: as the caller promises; the others are empty.
+        let mut piece = Piece::default();
+        // SAFETY: as the caller promises.
         unsafe {
-            Piece {
-                floats: slot.floats.part(floats),
-                quants: slot.quants.part(quants),
-                tiles: slot.tiles.part(tiles),
+            match form {
+                Form::Floats(_) => piece.floats = slot.floats.part(range),
+                Form::Quants(_) => piece.quants = slot.quants.part(range),
+                Form::Tiles(_) => piece.tiles = slot.tiles.part(range),
+                Form::Spans => piece.spans = slot.spans.part(range),
             }
         }
+        piece
     }
 
     /// # Safety
@@ -278,6 +280,7 @@ impl<'a> Shared<'a> {
                 floats: slot.floats.all(),
                 quants: slot.quants.all(),
                 tiles: slot.tiles.all(),
+                spans: slot.spans.all(),
             }
         }
     }

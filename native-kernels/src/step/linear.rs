@@ -4,23 +4,14 @@
 //! matrices they are multiplied with. For few rows every worker does that for itself, which costs less than waiting for
 //! each other; for many there is a phase of its own.
 
-use super::activations::{self, Form, RUN, Ready};
-use super::rows::{Norm, Push, resized};
+use super::activations::{self, Form, RUN};
+use super::products::Multiply;
+use super::rows::{Norm, Push};
 use super::{Buffer, Lowering, Part, Phase, Program, Running, Scratch, assert_width};
-use crate::bind::{Bound, MatmulKernel};
-use crate::cpu::generic::elementwise::{Activation, Gated};
-use crate::cpu::generic::float_matmul::{
-    Blocks, Finish, FloatMatmul, Packed, Panels, WidenPanel, Widened,
-};
-use crate::cpu::generic::int8_matmul::Int8Matmul;
-use crate::cpu::generic::tile_matmul::{
-    ROW_TILE, TileMatmul, TileOutput, TilePanels, TileScratch, TileWords, WriteTiles,
-};
-use crate::cpu::isa::{Int8Isa, LaneIsa, Streaming, TileIsa};
-use crate::cpu::panel::{FloatElement, PanelBlock};
+use crate::bind::Bound;
+use crate::cpu::generic::elementwise::Activation;
 use crate::cpu::vector::LANES;
-use crate::matrix::{Matrix, WithPanels, with_panels};
-use crate::tensor::{Rows, RowsMut};
+use crate::matrix::Matrix;
 use crate::workers::Nodes;
 use std::ops::Range;
 use std::sync::Arc;
@@ -88,7 +79,7 @@ pub(super) enum Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn weights(self) -> (&'a Weights, Option<&'a Weights>) {
+    pub(super) fn weights(self) -> (&'a Weights, Option<&'a Weights>) {
         match self {
             Parts::Store(weights) | Parts::Add(weights) => (weights, None),
             Parts::Gated { gate, up, .. } => (gate, Some(up)),
@@ -137,9 +128,6 @@ impl Output {
 
 /// Rows up to which each worker prepares activations for itself.
 const OWN_ROWS: usize = 16;
-
-/// Rows of a gated product whose two halves are kept until they are combined.
-const GATED_ROWS: usize = 4 * RUN;
 
 /// Panels that are worth a chunk, `spread` and more, in pairs (which is how tiles take them). `cost` is what one of them
 /// costs, in bytes of weights times pairs of rows.
@@ -305,251 +293,5 @@ impl Linear {
             }
         }
         unreachable!("the chunks of a phase are those of its outputs")
-    }
-}
-
-/// The products of a chunk.
-pub(super) struct Multiply<'a> {
-    pub bound: &'a Bound,
-    /// Rows.
-    pub m: usize,
-    pub panels: Range<usize>,
-    pub ready: &'a dyn Fn(Form) -> Ready<'a>,
-}
-
-impl Multiply<'_> {
-    pub fn output(
-        &self,
-        parts: Parts<'_>,
-        out: RowsMut<'_>,
-        (first, second): (&mut Vec<f32>, &mut Vec<f32>),
-        tiles: &mut TileScratch,
-    ) {
-        let (a, b) = parts.weights();
-        let kernel = |weights: &Weights| self.bound.matmul_of(weights.matrix.format(), self.m);
-        if let MatmulKernel::Tiles(isa) = kernel(a)
-            && b.is_none_or(|b| matches!(kernel(b), MatmulKernel::Tiles(_)))
-        {
-            return self.tiles(isa, parts, out, tiles);
-        }
-        match parts {
-            Parts::Store(weights) => self.product(weights, 0..self.m, false, out, tiles),
-            Parts::Add(weights) => self.product(weights, 0..self.m, true, out, tiles),
-            Parts::Gated {
-                gate,
-                up,
-                activation,
-            } => {
-                let cols = out.cols();
-                for start in (0..self.m).step_by(GATED_ROWS) {
-                    let rows = start..self.m.min(start + GATED_ROWS);
-                    let len = rows.len() * cols;
-                    let (a, b) = (resized(first, len), resized(second, len));
-                    for (weights, to) in [(gate, &mut *a), (up, &mut *b)] {
-                        let to = RowsMut::new(to, rows.len(), cols);
-                        self.product(weights, rows.clone(), false, to, tiles);
-                    }
-                    // SAFETY: these rows of the chunk's own part, which is not used but for such parts.
-                    let out = unsafe { out.part(rows.clone(), 0..cols) };
-                    self.bound.elementwise.run(Gated {
-                        gate: Rows::new(a, rows.len(), cols),
-                        up: Rows::new(b, rows.len(), cols),
-                        activation,
-                        out,
-                    });
-                }
-            }
-        }
-    }
-
-    /// All of it in tiles: a gated pair side by side, so that its halves need not be kept.
-    fn tiles(&self, isa: TileIsa, parts: Parts<'_>, out: RowsMut<'_>, scratch: &mut TileScratch) {
-        let (a, b) = parts.weights();
-        let first = |panel: usize, to: &mut [TileWords]| write_tiles(isa, a, panel, to);
-        let second = |panel: usize, to: &mut [TileWords]| {
-            write_tiles(isa, b.unwrap_or(a), panel, to);
-        };
-        let finish = |add| Finish {
-            bias: a.bias.as_deref(),
-            add,
-        };
-        let output = match parts {
-            Parts::Store(_) => TileOutput::Product(&first, finish(false)),
-            Parts::Add(_) => TileOutput::Product(&first, finish(true)),
-            Parts::Gated { up, activation, .. } => TileOutput::Gated {
-                gate: &first,
-                up: &second,
-                bias: [a.bias.as_deref(), up.bias.as_deref()],
-                activation,
-            },
-        };
-        self.tile_rows(isa, output, (a.matrix.cols(), 0), out, scratch);
-    }
-
-    /// Rows from `first` on.
-    fn tile_rows(
-        &self,
-        isa: TileIsa,
-        output: TileOutput<'_>,
-        (k, first): (usize, usize),
-        out: RowsMut<'_>,
-        scratch: &mut TileScratch,
-    ) {
-        let x = (self.ready)(Form::Tiles(isa)).tiles;
-        isa.run(TileMatmul {
-            output,
-            panels: self.panels.clone(),
-            k,
-            x: &x[first / ROW_TILE * k.div_ceil(32)..],
-            scratch,
-            out,
-        });
-    }
-
-    /// `out = x[rows] · wᵀ + bias`, or added to what is there. `rows` begin at a multiple of [`RUN`].
-    fn product(
-        &self,
-        weights: &Weights,
-        rows: Range<usize>,
-        add: bool,
-        out: RowsMut<'_>,
-        tiles: &mut TileScratch,
-    ) {
-        let kernel = self.bound.matmul_of(weights.matrix.format(), self.m);
-        let bias = weights.bias.as_deref();
-        let finish = Finish { bias, add };
-        if let MatmulKernel::Tiles(isa) = kernel {
-            let source = |panel: usize, to: &mut [TileWords]| write_tiles(isa, weights, panel, to);
-            let output = TileOutput::Product(&source, finish);
-            let place = (weights.matrix.cols(), rows.start);
-            return self.tile_rows(isa, output, place, out, tiles);
-        }
-        let run = Product {
-            kernel,
-            matrix: &weights.matrix,
-            panels: self.panels.clone(),
-            first: rows.start,
-            ready: (self.ready)(Form::of(kernel)),
-            finish,
-            streaming: self.bound.streaming,
-            out,
-        };
-        with_panels(weights.matrix.format(), run);
-    }
-}
-
-/// One product with the panels of one matrix.
-struct Product<'a, 'b> {
-    kernel: MatmulKernel,
-    matrix: &'a Matrix,
-    panels: Range<usize>,
-    /// First row.
-    first: usize,
-    ready: Ready<'a>,
-    finish: Finish<'a>,
-    streaming: Streaming,
-    out: RowsMut<'b>,
-}
-
-impl Product<'_, '_> {
-    fn float<P: Panels>(self, isa: LaneIsa, weights: P) {
-        let k = self.matrix.cols();
-        isa.run(FloatMatmul {
-            weights,
-            panels: self.panels,
-            k,
-            x: &self.ready.floats[self.first * k..],
-            finish: self.finish,
-            streaming: self.streaming,
-            out: self.out,
-        });
-    }
-
-    fn int8<B: PanelBlock>(self, isa: Int8Isa, weights: &[B]) {
-        let k = self.matrix.cols();
-        isa.run(Int8Matmul {
-            weights,
-            panels: self.panels,
-            k,
-            x: &self.ready.quants[self.first * (k / 32)..],
-            finish: self.finish,
-            streaming: self.streaming,
-            out: self.out,
-        });
-    }
-}
-
-/// Brings one panel into tiles.
-fn write_tiles(isa: TileIsa, weights: &Weights, panel: usize, to: &mut [TileWords]) {
-    let matrix = &*weights.matrix;
-    let format = matrix.format();
-    with_panels(
-        format,
-        Tiles {
-            isa,
-            matrix,
-            panel,
-            to,
-        },
-    );
-}
-
-struct Tiles<'a> {
-    isa: TileIsa,
-    matrix: &'a Matrix,
-    panel: usize,
-    to: &'a mut [TileWords],
-}
-
-impl Tiles<'_> {
-    fn write<P: TilePanels>(self, weights: P) {
-        self.isa.widen(WriteTiles {
-            weights,
-            panel: self.panel,
-            k: self.matrix.cols(),
-            to: self.to,
-        });
-    }
-}
-
-impl WithPanels for Tiles<'_> {
-    type Output = ();
-
-    fn floats<E: FloatElement>(self) {
-        let matrix = self.matrix;
-        self.write(Packed::<E>(matrix.floats()));
-    }
-
-    fn blocks<B: PanelBlock>(self) {
-        let matrix = self.matrix;
-        self.write(Blocks::<B>(matrix.blocks()));
-    }
-}
-
-impl WithPanels for Product<'_, '_> {
-    type Output = ();
-
-    fn floats<E: FloatElement>(self) {
-        let weights = Packed::<E>(self.matrix.floats());
-        match self.kernel {
-            MatmulKernel::Float(isa) => self.float(isa, weights),
-            MatmulKernel::Tiles(_) => unreachable!("tiles have a way of their own"),
-            MatmulKernel::Int8(_) => unreachable!("no int8 kernel has a float format"),
-        }
-    }
-
-    fn blocks<B: PanelBlock>(self) {
-        let weights = self.matrix.blocks::<B>();
-        match self.kernel {
-            MatmulKernel::Float(isa) => {
-                let blocks = Blocks(weights);
-                let widen = |panel, to: &mut [[f32; LANES]]| {
-                    isa.run(WidenPanel { blocks, panel, to });
-                };
-                self.float(isa, Widened(&widen));
-            }
-            MatmulKernel::Int8(isa) => self.int8(isa, weights),
-            MatmulKernel::Tiles(_) => unreachable!("tiles have a way of their own"),
-        }
     }
 }

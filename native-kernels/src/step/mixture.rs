@@ -5,7 +5,8 @@
 //! a row adds its experts' results in ascending order, whatever else is in the step.
 
 use super::activations::{self, Form};
-use super::linear::{Multiply, Parts, Weights, panels_per_chunk};
+use super::linear::{Parts, Weights, panels_per_chunk};
+use super::products::Multiply;
 use super::rows::{Norm, Push, resized, rows_per_chunk};
 use super::{Buffer, Lowering, Op, Part, Phase, Program, Running, Scratch, assert_width};
 use crate::cpu::generic::elementwise::Activation;

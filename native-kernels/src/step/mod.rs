@@ -15,8 +15,10 @@ mod attention;
 mod check;
 mod linear;
 mod mixture;
+mod products;
 mod rows;
 mod shared;
+mod tiled;
 
 pub use crate::cpu::generic::elementwise::Activation;
 pub use account::{ClassCost, ON_WANTED, PREPARE, Record, Unit, WRITE_CACHE};
@@ -27,7 +29,7 @@ pub use rows::Norm;
 
 use crate::bind::{Bound, PrefillKernel};
 use crate::cpu::generic::tile_attention::AttentionScratch;
-use crate::cpu::generic::tile_matmul::{TileScratch, TileWords};
+use crate::cpu::generic::tile_matmul::TileWords;
 use crate::kernel_set::KernelSet;
 use crate::kv_cache::{KvCache, KvCells};
 use crate::matrix::Matrix;
@@ -38,6 +40,7 @@ use shared::SharedSlice;
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
+use tiled::Tiles;
 
 /// A buffer of a program: rows of one width, one for each token of a step (or for each row whose logits are wanted).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -488,7 +491,7 @@ struct Scratch {
     rows: Vec<f32>,
     more: Vec<f32>,
     positions: Vec<u32>,
-    tiles: TileScratch,
+    tiles: Tiles,
     attention: AttentionScratch,
 }
 

@@ -257,13 +257,52 @@ fn bf16_kernels_stay_within_the_rounding_of_their_operands() {
     }
 }
 
+/// Half a step for each weight and each activation, where both are brought to 8 bits. A step of the
+/// weights is 1/255 of what the scales of their blocks allow, taken here for at most twice what the weights need.
+#[test]
+fn span_kernels_stay_within_half_a_step_of_their_operands() {
+    let workers = Workers::new(2, &[]).unwrap();
+    let mut random = Random::new(11);
+    for (kernel, set) in products(&["int8-span"]) {
+        for format in formats(&kernel) {
+            let block = format.block_len();
+            for (m, n, k) in [(12, 17, block), (33, 50, 2 * block), (70, 35, 3 * block)] {
+                let case = Case::new(format, m, n, k, &mut random);
+                let out = case.run(&set, &workers);
+                let weights = case.weights();
+                let (expected, _) = case.expected();
+                for (i, out) in out.iter().enumerate() {
+                    let x = case.x[i / n * k..][..k].chunks(256);
+                    let w = weights[i % n * k..][..k].chunks(256);
+                    let bound: f32 = x
+                        .zip(w)
+                        .map(|(x, w)| {
+                            let largest = |x: &[f32]| x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+                            let (x_step, w_step) = (largest(x) / 127.0, 4.0 * largest(w) / 255.0);
+                            let size = |x: &[f32]| x.iter().map(|x| x.abs()).sum::<f32>();
+                            let steps = x.len() as f32 * x_step * w_step;
+                            0.501 * (size(x) * w_step + size(w) * x_step + 0.5 * steps)
+                        })
+                        .sum();
+                    let error = (f64::from(*out) - expected[i]).abs();
+                    assert!(
+                        error <= f64::from(bound) * 1.01,
+                        "{} {format} {m}x{n}x{k} at {i}: {error} > {bound}",
+                        kernel.id
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Not the bits of the kernel for few rows, but among many the same in any company.
 #[test]
 fn a_row_among_many_has_the_same_bits_in_any_batch_of_many() {
     let alone = Workers::new(1, &[]).unwrap();
     let three = Workers::new(3, &[]).unwrap();
     let mut random = Random::new(9);
-    for (kernel, set) in products(&["bf16"]) {
+    for (kernel, set) in products(&["bf16", "int8-span"]) {
         for format in formats(&kernel) {
             let (m, n, k) = (70, 150, 2 * format.block_len().max(24));
             let case = Case::new(format, m, n, k, &mut random);
@@ -283,7 +322,7 @@ fn a_row_among_many_has_the_same_bits_in_any_batch_of_many() {
 fn many_rows_begin_where_they_are_said_to() {
     let workers = Workers::new(1, &[]).unwrap();
     let mut random = Random::new(10);
-    for (kernel, set) in products(&["bf16"]) {
+    for (kernel, set) in products(&["bf16", "int8-span"]) {
         let format = formats(&kernel)[0];
         let case = Case::new(format, MANY_ROWS, 40, 96, &mut random);
         let many = case.run(&set, &workers);

@@ -1,8 +1,8 @@
 //! Random numbers that are the same on every run, kernels by catalogue entry, and programs of one operation.
 
 use plinth_kernels::{
-    BindError, Buffer, Format, KernelSet, KvCache, KvDtype, KvLayout, Linear, Matrix, Norm, Output,
-    Program, Selection, Step, Weights, Workers, catalog,
+    BindError, Buffer, Format, KernelSet, KvCache, KvDtype, KvLayout, Linear, MANY_ROWS, Matrix,
+    Norm, Output, Program, Selection, Step, Weights, Workers, catalog,
 };
 use plinth_platform::facts::Kernel;
 use std::sync::Arc;
@@ -81,6 +81,8 @@ pub fn bind(kernel: &Kernel) -> Result<KernelSet, BindError> {
         "elementwise" => selection.elementwise = kernel.id.clone(),
         _ if kernel.traits.iter().any(|t| t == "only:many-rows") => {
             selection.matmul_many = with_id(kernel);
+            let from = |format: &String| (format.clone(), MANY_ROWS);
+            selection.many_from = kernel.formats.iter().map(from).collect();
         }
         _ => {
             selection.matmul = with_id(kernel);

@@ -317,7 +317,7 @@ fn broken_parts_are_refused_by_name() {
     quantized.refused(&["down_proj.scales': found the f32 scale 0.1", "float16"]);
 }
 
-/// The tiny model of a family (see `tests/families.rs`) with one linear layer of it quantised: every weight is 3.
+/// The tiny model of a family (see `tests/families`) with one linear layer of it quantised: every weight is 3.
 fn with_layer_of_threes(family: &str, layer: &str) -> Result<ModelFile, FormatError> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../tests/models/tiny")

@@ -9,5 +9,6 @@ pub(crate) mod int8_matmul;
 pub(crate) mod kv_write;
 pub(crate) mod logits;
 pub(crate) mod row_groups;
+pub(crate) mod span_matmul;
 pub(crate) mod tile_attention;
 pub(crate) mod tile_matmul;

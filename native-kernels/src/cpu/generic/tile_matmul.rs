@@ -1,21 +1,22 @@
-//! Matrix products in tiles of `bf16`, for many rows: weights of any format are widened once for all of them.
+//! Matrix products in tiles, for many rows: weights of any format are brought into tiles once for all of them.
 //!
 //! ```text
 //! for each pair of panels (32 outputs):
-//!     widen both to bf16 tiles of 32 inputs x 16 outputs          once, stays in the second-level cache
+//!     bring both into tiles of some inputs x 16 outputs           once, stays in the second-level cache
 //!     for each pair of row tiles (32 rows):
 //!         sum[2][2] tiles = 0
-//!         for each tile of 32 inputs in order:  four products of tiles, sums in tile registers
+//!         for each tile of inputs in order:  four products of tiles, sums in registers
 //! ```
-//! Weights and activations are rounded to `bf16`, sums are `f32`. A tile register file is what [`TileUnit`] stands for.
+//! What tiles hold is a [`TileKind`]: [`Bf16`] here, small integers in [`span_matmul`](super::span_matmul). A tile
+//! register file is what [`TileUnit`] stands for.
 //!
-//! **Error**: each product is within `2^-6.99` of the exact one (two roundings to 8 bits, each of `2^-8`), so an output is
-//! within `2^-6.99 + k 2^-23` of the sum of magnitudes; where weights are integers with a scale, and by `2^-15` of the scale
-//! for each unit of activation more.
+//! **Error** of [`Bf16`]: weights and activations are rounded to `bf16`, sums are `f32`. Each product is within `2^-6.99` of
+//! the exact one (two roundings to 8 bits, each of `2^-8`), so an output is within `2^-6.99 + k 2^-23` of the sum of
+//! magnitudes; where weights are integers with a scale, and by `2^-15` of the scale for each unit of activation more.
 
 use super::elementwise::Activation;
 use super::float_matmul::{Blocks, Finish, Packed};
-use crate::cpu::panel::{FloatElement, PanelBlock};
+use crate::cpu::panel::{FloatElement, PanelBlock, write_tiles};
 use crate::cpu::vector::{LANES, Lanes, load_part, store_part};
 use crate::tensor::{Rows, RowsMut};
 use half::bf16;
@@ -45,7 +46,72 @@ impl TileSums {
     pub const ZERO: Self = Self([[0.0; LANES]; ROW_TILE]);
 }
 
-/// A unit that multiplies tiles, in use by this thread.
+/// What tiles hold, and how many inputs of a row.
+pub(crate) trait TileKind: 'static {
+    /// Some inputs of sixteen rows.
+    type Rows: Copy + Send + Sync;
+    /// The same inputs of sixteen outputs.
+    type Weights: Copy;
+
+    /// Inputs of a tile; the last of a row may have less.
+    const INPUTS: usize;
+    const NO_WEIGHTS: Self::Weights;
+}
+
+/// Tiles of 32 inputs, rounded to `bf16`.
+pub(crate) struct Bf16;
+
+impl TileKind for Bf16 {
+    type Rows = TileWords;
+    type Weights = TileWords;
+
+    const INPUTS: usize = 32;
+    const NO_WEIGHTS: TileWords = TileWords::ZERO;
+}
+
+/// What multiplies tiles of a kind.
+pub(crate) trait TileProduct<T: TileKind>: Copy {
+    /// The float lanes that go with it.
+    type Lanes: Lanes;
+
+    /// The float lanes that go with it.
+    fn lanes(self) -> Self::Lanes;
+
+    /// `sums[i][j] = sum over the k inputs of a[i] · b[j]`, for tiles that make up `k` inputs, which are not none.
+    fn multiply<const A: usize>(
+        self,
+        k: usize,
+        a: [&[T::Rows]; A],
+        b: [&[T::Weights]; 2],
+        sums: &mut [[TileSums; 2]; A],
+    );
+}
+
+/// A [`TileUnit`] in a product.
+#[derive(Clone, Copy)]
+struct Words<U>(U);
+
+impl<U: TileUnit> TileProduct<Bf16> for Words<U> {
+    type Lanes = U::Lanes;
+
+    #[inline(always)]
+    fn lanes(self) -> U::Lanes {
+        self.0.lanes()
+    }
+
+    #[inline(always)]
+    fn multiply<const A: usize>(
+        self,
+        _: usize,
+        a: [&[TileWords]; A],
+        b: [&[TileWords]; 2],
+        sums: &mut [[TileSums; 2]; A],
+    ) {
+        self.0.multiply(a, b, sums);
+    }
+}
+
+/// A unit that multiplies tiles of `bf16`, in use by this thread.
 pub(crate) trait TileUnit: PairUnit {
     /// `sums[i][j] = sum over t of a[i][t] · b[j][t]`, where `a` are tiles of activations and `b` of weights, all of one
     /// length, which is not zero. Tiles are added to the sum in order; how a tile is summed is in `emulated_tiles`.
@@ -120,18 +186,18 @@ impl<B: PanelBlock> TilePanels for Blocks<'_, B> {
         let blocks = self.of(panel, k);
         for (block, to) in blocks.iter().zip(to.chunks_exact_mut(B::GROUPS)) {
             unit.lanes().prefetch_all(block, AHEAD);
-            block.write_tiles(unit, to);
+            write_tiles(unit, block, to);
         }
     }
 }
 
 /// Memory of one worker for tiles of weights and sums.
-pub(crate) struct TileScratch {
-    weights: Vec<TileWords>,
+pub(crate) struct TileScratch<T: TileKind> {
+    weights: Vec<T::Weights>,
     sums: Box<[[TileSums; 2]; 2]>,
 }
 
-impl Default for TileScratch {
+impl<T: TileKind> Default for TileScratch<T> {
     fn default() -> Self {
         Self {
             weights: Vec::new(),
@@ -158,47 +224,54 @@ impl<P: TilePanels> PairKernel for WriteTiles<'_, P> {
 }
 
 /// Where tiles of weights come from: writes the tiles of a panel.
-pub(crate) type TileSource<'a> = &'a dyn Fn(usize, &mut [TileWords]);
+pub(crate) type TileSource<'a, T> = &'a dyn Fn(usize, &mut [<T as TileKind>::Weights]);
 
 /// What becomes of the sums.
-pub(crate) enum TileOutput<'a> {
+pub(crate) enum TileOutput<'a, T: TileKind> {
     /// Products with one matrix.
-    Product(TileSource<'a>, Finish<'a>),
+    Product(TileSource<'a, T>, Finish<'a>),
     /// `activation(product with the first) * product with the second`; each with its bias.
     Gated {
-        gate: TileSource<'a>,
-        up: TileSource<'a>,
+        gate: TileSource<'a, T>,
+        up: TileSource<'a, T>,
         bias: [Option<&'a [f32]>; 2],
         activation: Activation,
     },
 }
 
 /// The product for the panels in a range, all rows.
-pub(crate) struct TileMatmul<'a> {
-    pub output: TileOutput<'a>,
+pub(crate) struct TileMatmul<'a, T: TileKind> {
+    pub output: TileOutput<'a, T>,
     /// Panels to multiply with.
     pub panels: Range<usize>,
     /// Inputs.
     pub k: usize,
-    /// `[row tiles][k / 32, rounded up]`, zero beyond the last row.
-    pub x: &'a [TileWords],
-    pub scratch: &'a mut TileScratch,
+    /// `[row tiles][k / INPUTS, rounded up]`, zero beyond the last row.
+    pub x: &'a [T::Rows],
+    pub scratch: &'a mut TileScratch<T>,
     /// `[rows][16 * panels.len()]`, or less for the last panel.
     pub out: RowsMut<'a>,
 }
 
-impl TileKernel for TileMatmul<'_> {
+impl TileKernel for TileMatmul<'_, Bf16> {
     #[inline(always)]
-    fn run<U: TileUnit>(mut self, unit: U) {
-        let steps = self.k.div_ceil(32);
+    fn run<U: TileUnit>(self, unit: U) {
+        self.run_on(Words(unit));
+    }
+}
+
+impl<T: TileKind> TileMatmul<'_, T> {
+    #[inline(always)]
+    pub fn run_on<U: TileProduct<T>>(mut self, unit: U) {
+        let steps = self.k.div_ceil(T::INPUTS);
         let mut weights = std::mem::take(&mut self.scratch.weights);
         if weights.len() < 2 * steps {
-            weights.resize(2 * steps, TileWords::ZERO);
+            weights.resize(2 * steps, T::NO_WEIGHTS);
         }
         let (first, second) = weights[..2 * steps].split_at_mut(steps);
         let mut panel = self.panels.start;
         while panel < self.panels.end {
-            let mut b: [&[TileWords]; 2];
+            let mut b: [&[T::Weights]; 2];
             match &self.output {
                 TileOutput::Product(source, _) => {
                     source(panel, first);
@@ -233,16 +306,14 @@ impl TileKernel for TileMatmul<'_> {
         }
         self.scratch.weights = weights;
     }
-}
 
-impl TileMatmul<'_> {
     #[inline(always)]
-    fn block<U: TileUnit, const A: usize>(
+    fn block<U: TileProduct<T>, const A: usize>(
         &mut self,
         unit: U,
         tile: usize,
         panel: usize,
-        b: [&[TileWords]; 2],
+        b: [&[T::Weights]; 2],
     ) {
         let steps = b[0].len();
         let mut a = [&[][..]; A];
@@ -253,7 +324,7 @@ impl TileMatmul<'_> {
         let sums = sums.expect("one or two tiles of rows");
         match steps {
             0 => *sums = [[TileSums::ZERO; 2]; A],
-            _ => unit.multiply(a, b, sums),
+            _ => unit.multiply(self.k, a, b, sums),
         }
         let lanes = unit.lanes();
         let first = (panel - self.panels.start) * LANES;

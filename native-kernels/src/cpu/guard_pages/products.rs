@@ -10,12 +10,14 @@ use crate::cpu::generic::float_matmul::{
 };
 use crate::cpu::generic::int8_matmul::Int8Matmul;
 use crate::cpu::generic::row_groups::{PackRows, QuantizeRows};
+use crate::cpu::generic::span_matmul::{QuantizeSpans, RowSpan, SPAN, WeightSpan, WriteSpans};
 use crate::cpu::generic::tile_matmul::{
     ROW_TILE, TileKernel, TileMatmul, TileOutput, TilePanels, TileRows, TileScratch, TileSums,
     TileUnit, TileWords, WriteTiles,
 };
 use crate::cpu::isa::{Int8Isa, LaneIsa, Streaming};
 use crate::cpu::panel::{FloatElement, PanelBlock, QuantBlock};
+use crate::cpu::span_tests::SpanUnit;
 use crate::cpu::vector::LANES;
 use crate::matrix::{Matrix, WithPanels, with_panels};
 use crate::tensor::{Rows, RowsMut};
@@ -28,6 +30,8 @@ enum Kind {
     Int8(Int8Isa, LaneIsa),
     Tiles(Unit),
     Gated(Unit),
+    Spans(SpanUnit),
+    GatedSpans(SpanUnit),
 }
 
 /// A product with some panels of a matrix, everything guarded.
@@ -186,6 +190,50 @@ impl Product<'_> {
     }
 }
 
+impl Product<'_> {
+    fn spans<B: PanelBlock>(&self, unit: SpanUnit, weights: &[B]) -> Vec<f32> {
+        let (x, steps) = (self.x(), self.k().div_ceil(SPAN));
+        let spans = vec![RowSpan::ZERO; self.m.div_ceil(ROW_TILE) * steps];
+        let mut packed = Guarded::new(&spans, self.edge);
+        for first in (0..self.m).step_by(ROW_TILE) {
+            let rows = first..self.m.min(first + ROW_TILE);
+            unit.lanes().run(QuantizeSpans {
+                x: self.rows(&x).slice(rows),
+                to: &mut packed[first / ROW_TILE * steps..][..steps],
+            });
+        }
+        // Written into guarded memory, then to where the kernel wants it.
+        let source = |panel, to: &mut [WeightSpan]| {
+            let mut spans = Guarded::new(to, self.edge);
+            unit.lanes().run(WriteSpans {
+                weights: Blocks(weights),
+                panel,
+                k: self.k(),
+                to: &mut spans,
+            });
+            to.copy_from_slice(&spans);
+        };
+        self.written(|out, finish| {
+            unit.run(TileMatmul {
+                output: match self.kind {
+                    Kind::GatedSpans(_) => TileOutput::Gated {
+                        gate: &source,
+                        up: &source,
+                        bias: [finish.bias, None],
+                        activation: Activation::GeluTanh,
+                    },
+                    _ => TileOutput::Product(&source, finish),
+                },
+                panels: self.panels.clone(),
+                k: self.k(),
+                x: &packed,
+                scratch: &mut TileScratch::default(),
+                out,
+            });
+        })
+    }
+}
+
 impl WithPanels for &Product<'_> {
     type Output = Vec<f32>;
 
@@ -193,7 +241,9 @@ impl WithPanels for &Product<'_> {
         let weights = Guarded::new(self.matrix.floats::<E>(), self.edge);
         match self.kind {
             Kind::Float(isa) => self.float(isa, Packed(&weights)),
-            Kind::Int8(..) => unreachable!("no integers in floats"),
+            Kind::Int8(..) | Kind::Spans(_) | Kind::GatedSpans(_) => {
+                unreachable!("no integers in floats")
+            }
             Kind::Tiles(unit) | Kind::Gated(unit) => self.tiles(unit, Packed(&weights)),
         }
     }
@@ -216,6 +266,7 @@ impl WithPanels for &Product<'_> {
             }
             Kind::Int8(isa, lanes) => self.int8(isa, lanes, &weights),
             Kind::Tiles(unit) | Kind::Gated(unit) => self.tiles(unit, Blocks(&weights)),
+            Kind::Spans(unit) | Kind::GatedSpans(unit) => self.spans(unit, &weights),
         }
     }
 }
@@ -316,6 +367,14 @@ fn tile_products_stay_within_their_memory() {
             let kinds: Vec<Kind> = units.iter().copied().map(kind).collect();
             check(&kinds, |_| true);
         }
+    }
+}
+
+#[test]
+fn span_products_stay_within_their_memory() {
+    for kind in [Kind::Spans, Kind::GatedSpans] {
+        let kinds: Vec<Kind> = SpanUnit::all().into_iter().map(kind).collect();
+        check(&kinds, |format| !format.is_float());
     }
 }
 

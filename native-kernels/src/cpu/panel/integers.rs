@@ -8,6 +8,8 @@ use crate::memory::Pod;
 pub(crate) trait Integers: Pod {
     /// What [`raised`](Self::raised) adds.
     const RAISE: f32;
+    /// The largest that there may be.
+    const LARGEST: f32;
 
     fn set(&mut self, lane: usize, q: &[u8]);
     fn get(&self, lane: usize, k: usize) -> u8;
@@ -68,6 +70,7 @@ unsafe impl Pod for Triples {}
 
 impl Integers for Nibbles {
     const RAISE: f32 = 16.0;
+    const LARGEST: f32 = 15.0;
 
     fn set(&mut self, lane: usize, q: &[u8]) {
         for k in 0..16 {
@@ -130,6 +133,7 @@ impl Integers for Nibbles {
 
 impl<const BITS: u32> Integers for Bytes<BITS> {
     const RAISE: f32 = 256.0;
+    const LARGEST: f32 = ((1 << BITS) - 1) as f32;
 
     fn set(&mut self, lane: usize, q: &[u8]) {
         for (k, &q) in q.iter().enumerate() {
@@ -202,6 +206,7 @@ impl Unpack<8> for Pairs {
 
 impl Integers for Pairs {
     const RAISE: f32 = 0.0;
+    const LARGEST: f32 = 3.0;
 
     fn set(&mut self, lane: usize, q: &[u8]) {
         self.set_all(lane, |k| q[k]);
@@ -257,6 +262,7 @@ impl Unpack<8> for Triples {
 
 impl Integers for Triples {
     const RAISE: f32 = 0.0;
+    const LARGEST: f32 = 7.0;
 
     fn set(&mut self, lane: usize, q: &[u8]) {
         self.low.set_all(lane, |k| q[k] & 3);

@@ -15,11 +15,11 @@ mod tables;
 mod tests;
 
 pub(crate) use float::FloatElement;
+pub(crate) use scaling::write_tiles;
 pub(crate) use small_blocks::{Int4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use tables::{Iq4Nl, Iq4Xs, Mxfp4};
 
-use super::generic::tile_matmul::{PairUnit, TileWords};
 use super::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 
@@ -52,6 +52,10 @@ impl QuantBlock {
 pub(crate) trait PanelBlock: Pod {
     /// Blocks of 32 inputs in it.
     const GROUPS: usize;
+    /// What [`raised`](Self::raised) adds.
+    const RAISE: f32;
+    /// The least and the largest integer (or value of a table) that there may be.
+    const RANGE: [f32; 2];
 
     /// Puts one block of a row of the file into `lane`.
     fn pack(&mut self, lane: usize, block: &[u8]);
@@ -62,19 +66,12 @@ pub(crate) trait PanelBlock: Pod {
     /// All weights, `[32 * GROUPS][16]`, each as `Format::dequantize` gives it.
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]]);
 
-    /// All weights as tiles of 32 inputs, `[GROUPS]`, each nearly as [`widen`](Self::widen) gives it, rounded to `bf16`.
-    #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
-        let mut wide = [[0.0; LANES]; 256];
-        let wide = &mut wide[..32 * Self::GROUPS];
-        self.widen(lanes, wide);
-        for (wide, to) in wide.as_chunks::<32>().0.iter().zip(to) {
-            for (pair, to) in wide.as_chunks::<2>().0.iter().zip(&mut to.0) {
-                unit.store_pairs(lanes.load(&pair[0]), lanes.load(&pair[1]), to);
-            }
-        }
-    }
+    /// Scale and minimum of each half of the 32 inputs of a group: a weight is nearly `scale * integer + minimum`.
+    fn factors<L: Lanes>(&self, lanes: L, group: usize) -> [[L::F32; 2]; 2];
+
+    /// The integers (or values of a table) of inputs `4 four` to `4 four + 3` of a group, each raised by
+    /// [`RAISE`](Self::RAISE): what is cheapest to make.
+    fn raised<L: Lanes>(&self, lanes: L, group: usize, four: usize) -> [L::F32; 4];
 
     /// Adds, for each of `R` rows, the products of the weights with `x` (`GROUPS` blocks of each row).
     ///

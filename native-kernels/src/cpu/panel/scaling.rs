@@ -1,7 +1,6 @@
 //! What becomes of integers: weights by a scale and a zero or a minimum, and dot products by the scales of both sides.
 
-use super::integers::Integers;
-use super::{F32Of, QuantBlock};
+use super::{F32Of, PanelBlock, QuantBlock};
 use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
 use crate::cpu::vector::{I32Of, Int8, LANES, Lanes};
 
@@ -28,29 +27,25 @@ pub(super) fn range<L: Lanes>(lanes: L, scale: L::F32, min: L::F32, weights: &mu
     }
 }
 
-/// Writes `scale * q + min` to a tile, for each half of the inputs by factors of its own.
+/// Writes all weights of a block to tiles of 32 inputs, `[GROUPS]`, rounded to `bf16`.
 ///
 /// **Error**: the minimum is joined with what the integers are raised by, so a weight is within `2^-15 |scale|` of the
 /// exact one before it is rounded to eight bits.
 #[inline(always)]
-pub(super) fn write_tile<Q: Integers, U: PairUnit>(
-    unit: U,
-    q: &Q,
-    halves: [[<U::Lanes as Lanes>::F32; 2]; 2],
-    to: &mut TileWords,
-) {
+pub(crate) fn write_tiles<B: PanelBlock, U: PairUnit>(unit: U, block: &B, to: &mut [TileWords]) {
     let lanes = unit.lanes();
-    let raise = lanes.splat(-Q::RAISE);
-    for (half, [scale, min]) in halves.into_iter().enumerate() {
-        let min = lanes.fma(scale, raise, min);
-        for four in 0..4 {
-            let mut w = q.raised(lanes, 4 * half + four);
-            for w in &mut w {
-                *w = lanes.fma(scale, *w, min);
+    let lowered = lanes.splat(-B::RAISE);
+    for (group, to) in to.iter_mut().enumerate() {
+        for (half, [scale, min]) in block.factors(lanes, group).into_iter().enumerate() {
+            let min = lanes.fma(scale, lowered, min);
+            for four in 4 * half..4 * half + 4 {
+                let mut w = block.raised(lanes, group, four);
+                for w in &mut w {
+                    *w = lanes.fma(scale, *w, min);
+                }
+                unit.store_pairs(w[0], w[1], &mut to.0[2 * four]);
+                unit.store_pairs(w[2], w[3], &mut to.0[2 * four + 1]);
             }
-            let row = 8 * half + 2 * four;
-            unit.store_pairs(w[0], w[1], &mut to.0[row]);
-            unit.store_pairs(w[2], w[3], &mut to.0[row + 1]);
         }
     }
 }

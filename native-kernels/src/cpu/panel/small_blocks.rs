@@ -1,9 +1,8 @@
 //! Panels of the formats with blocks of 32.
 
 use super::integers::{Bytes, Integers, Nibbles};
-use super::scaling::{accumulate, accumulate_ranged, centre, range, write_tile};
+use super::scaling::{accumulate, accumulate_ranged, centre, range};
 use super::{F32Of, PanelBlock, QuantBlock};
-use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::Block;
@@ -65,6 +64,8 @@ fn read_block(block: &[u8], zero: u8) -> Block {
 
 impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
     const GROUPS: usize = 1;
+    const RAISE: f32 = Q::RAISE;
+    const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = read_block(block, ZERO as u8);
@@ -87,11 +88,14 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
     }
 
     #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
+    fn factors<L: Lanes>(&self, lanes: L, _: usize) -> [[L::F32; 2]; 2] {
         let scale = lanes.load_f16(&self.scale);
-        let min = lanes.mul(scale, lanes.splat(-ZERO as f32));
-        write_tile(unit, &self.q, [[scale, min]; 2], &mut to[0]);
+        [[scale, lanes.mul(scale, lanes.splat(-ZERO as f32))]; 2]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, _: usize, four: usize) -> [L::F32; 4] {
+        self.q.raised(lanes, four)
     }
 
     #[inline(always)]
@@ -112,6 +116,8 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
 
 impl<Q: Integers> PanelBlock for Ranged<Q> {
     const GROUPS: usize = 1;
+    const RAISE: f32 = Q::RAISE;
+    const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = read_block(block, 0);
@@ -134,10 +140,13 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
     }
 
     #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
-        let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
-        write_tile(unit, &self.q, [[scale, min]; 2], &mut to[0]);
+    fn factors<L: Lanes>(&self, lanes: L, _: usize) -> [[L::F32; 2]; 2] {
+        [[lanes.load_f16(&self.scale), lanes.load_f16(&self.min)]; 2]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, _: usize, four: usize) -> [L::F32; 4] {
+        self.q.raised(lanes, four)
     }
 
     #[inline(always)]
@@ -159,6 +168,8 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
 
 impl PanelBlock for Int4 {
     const GROUPS: usize = 1;
+    const RAISE: f32 = Nibbles::RAISE;
+    const RANGE: [f32; 2] = [0.0, Nibbles::LARGEST];
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = Block::read_int4(block.try_into().expect("an Int4 block is 19 bytes"));
@@ -181,11 +192,14 @@ impl PanelBlock for Int4 {
     }
 
     #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
+    fn factors<L: Lanes>(&self, lanes: L, _: usize) -> [[L::F32; 2]; 2] {
         let (scale, zero) = (lanes.load_f16(&self.scale), lanes.load_u8(&self.zero));
-        let min = lanes.mul(scale, lanes.sub(lanes.splat(0.0), zero));
-        write_tile(unit, &self.q, [[scale, min]; 2], &mut to[0]);
+        [[scale, lanes.mul(scale, lanes.sub(lanes.splat(0.0), zero))]; 2]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, _: usize, four: usize) -> [L::F32; 4] {
+        self.q.raised(lanes, four)
     }
 
     #[inline(always)]

@@ -1,9 +1,8 @@
 //! Panels of the formats with super-blocks of 256.
 
 use super::integers::{Bytes, Halves, Integers, Nibbles, Pairs, Triples};
-use super::scaling::{accumulate, accumulate_ranged, centre, range, write_tile};
+use super::scaling::{accumulate, accumulate_ranged, centre, range};
 use super::{F32Of, PanelBlock, QuantBlock};
-use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::{SuperBlock, SuperBlock2, SuperBlock16};
@@ -43,6 +42,8 @@ fn read_super_block(block: &[u8]) -> SuperBlock {
 
 impl<Q: Integers> PanelBlock for Super<Q> {
     const GROUPS: usize = 8;
+    const RAISE: f32 = Q::RAISE;
+    const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = read_super_block(block);
@@ -74,14 +75,16 @@ impl<Q: Integers> PanelBlock for Super<Q> {
     }
 
     #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
+    fn factors<L: Lanes>(&self, lanes: L, group: usize) -> [[L::F32; 2]; 2] {
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
-        for (group, to) in self.groups.iter().zip(to) {
-            let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
-            let min = lanes.mul(min, lanes.load_u8(&group.mins));
-            write_tile(unit, &group.q, [[scale, min]; 2], to);
-        }
+        let group = &self.groups[group];
+        let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
+        [[scale, lanes.mul(min, lanes.load_u8(&group.mins))]; 2]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, group: usize, four: usize) -> [L::F32; 4] {
+        self.groups[group].q.raised(lanes, four)
     }
 
     #[inline(always)]
@@ -135,6 +138,8 @@ fn read_halved(block: &[u8]) -> SuperBlock16 {
 
 impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
     const GROUPS: usize = 8;
+    const RAISE: f32 = Q::RAISE;
+    const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = read_halved(block);
@@ -167,19 +172,21 @@ impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
     }
 
     #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
+    fn factors<L: Lanes>(&self, lanes: L, group: usize) -> [[L::F32; 2]; 2] {
         let scale = lanes.load_f16(&self.scale);
         let zero = lanes.splat(-ZERO as f32);
-        for (group, to) in self.groups.iter().zip(to) {
-            let first = lanes.mul(scale, lanes.load_i8(&group.scales[0]));
-            let second = lanes.mul(scale, lanes.load_i8(&group.scales[1]));
-            let halves = [
-                [first, lanes.mul(first, zero)],
-                [second, lanes.mul(second, zero)],
-            ];
-            write_tile(unit, &group.q, halves, to);
-        }
+        let [first, second] = &self.groups[group].scales;
+        let first = lanes.mul(scale, lanes.load_i8(first));
+        let second = lanes.mul(scale, lanes.load_i8(second));
+        [
+            [first, lanes.mul(first, zero)],
+            [second, lanes.mul(second, zero)],
+        ]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, group: usize, four: usize) -> [L::F32; 4] {
+        self.groups[group].q.raised(lanes, four)
     }
 
     #[inline(always)]
@@ -248,6 +255,8 @@ fn factors<L: Lanes>(lanes: L, row: &[u8; 64], scale: L::F32, min: L::F32) -> [[
 
 impl PanelBlock for Q2K {
     const GROUPS: usize = 8;
+    const RAISE: f32 = Pairs::RAISE;
+    const RANGE: [f32; 2] = [0.0, Pairs::LARGEST];
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = SuperBlock2::read(block.try_into().expect("a Q2_K block is 84 bytes"));
@@ -284,15 +293,15 @@ impl PanelBlock for Q2K {
     }
 
     #[inline(always)]
-    fn write_tiles<U: PairUnit>(&self, unit: U, to: &mut [TileWords]) {
-        let lanes = unit.lanes();
+    fn factors<L: Lanes>(&self, lanes: L, group: usize) -> [[L::F32; 2]; 2] {
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
-        let tiles = self.q.as_chunks::<2>().0.iter().zip(to.chunks_exact_mut(2));
-        for (row, (q, to)) in self.factors.iter().zip(tiles) {
-            let [a, b, c, d] = factors(lanes, row, scale, min);
-            write_tile(unit, &q[0], [a, b], &mut to[0]);
-            write_tile(unit, &q[1], [c, d], &mut to[1]);
-        }
+        let [a, b, c, d] = factors(lanes, &self.factors[group / 2], scale, min);
+        if group % 2 == 0 { [a, b] } else { [c, d] }
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, group: usize, four: usize) -> [L::F32; 4] {
+        self.q[group].raised(lanes, four)
     }
 
     #[inline(always)]

@@ -55,6 +55,18 @@ impl<T: Table, const BITS: u32, const ZERO: i32> Codes<T, BITS, ZERO> {
         floats
     };
 
+    /// The least and the largest value.
+    const RANGE: [f32; 2] = {
+        let mut range = [0.0f32; 2];
+        let mut i = 0;
+        while i < 16 {
+            range[0] = range[0].min(Self::FLOATS[i]);
+            range[1] = range[1].max(Self::FLOATS[i]);
+            i += 1;
+        }
+        range
+    };
+
     const UNSIGNED: [u8; 16] = {
         let mut bytes = [0; 16];
         let mut i = 0;
@@ -78,25 +90,32 @@ impl<T: Table, const BITS: u32, const ZERO: i32> Codes<T, BITS, ZERO> {
         Self::FLOATS[usize::from(if k < 16 { byte & 0x0f } else { byte >> 4 })]
     }
 
-    /// All values times `scale`.
+    /// Inputs `4 four` to `4 four + 3`.
     #[inline(always)]
-    fn widen<L: Lanes>(&self, lanes: L, scale: L::F32, to: &mut [[f32; LANES]; 32]) {
-        let table = &Self::FLOATS;
-        for p in 0..4 {
-            let quads = lanes.load_quads(&self.codes[p]);
-            let values = [
+    fn values<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
+        let (table, quads) = (&Self::FLOATS, lanes.load_quads(&self.codes[four % 4]));
+        match four {
+            0..4 => [
                 lanes.lookup::<0>(table, quads),
                 lanes.lookup::<8>(table, quads),
                 lanes.lookup::<16>(table, quads),
                 lanes.lookup::<24>(table, quads),
+            ],
+            _ => [
                 lanes.lookup::<4>(table, quads),
                 lanes.lookup::<12>(table, quads),
                 lanes.lookup::<20>(table, quads),
                 lanes.lookup::<28>(table, quads),
-            ];
-            for (i, value) in values.into_iter().enumerate() {
-                let k = 16 * (i / 4) + 4 * p + i % 4;
-                lanes.store(lanes.mul(scale, value), &mut to[k]);
+            ],
+        }
+    }
+
+    /// All values times `scale`.
+    #[inline(always)]
+    fn widen<L: Lanes>(&self, lanes: L, scale: L::F32, to: &mut [[f32; LANES]; 32]) {
+        for (four, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            for (value, to) in self.values(lanes, four).into_iter().zip(to) {
+                lanes.store(lanes.mul(scale, value), to);
             }
         }
     }
@@ -194,6 +213,8 @@ unsafe impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> Pod for Coded<
 
 impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> PanelBlock for Coded<T, S, BITS, ZERO> {
     const GROUPS: usize = 1;
+    const RAISE: f32 = 0.0;
+    const RANGE: [f32; 2] = Codes::<T, BITS, ZERO>::RANGE;
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = S::read(block);
@@ -209,6 +230,16 @@ impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> PanelBlock for Coded<
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]]) {
         let to = to.first_chunk_mut().expect("a block is 32 inputs");
         self.q.widen(lanes, S::load(lanes, &self.scale), to);
+    }
+
+    #[inline(always)]
+    fn factors<L: Lanes>(&self, lanes: L, _: usize) -> [[L::F32; 2]; 2] {
+        [[S::load(lanes, &self.scale), lanes.splat(0.0)]; 2]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, _: usize, four: usize) -> [L::F32; 4] {
+        self.q.values(lanes, four)
     }
 
     #[inline(always)]
@@ -246,6 +277,8 @@ unsafe impl Pod for Iq4Xs {}
 
 impl PanelBlock for Iq4Xs {
     const GROUPS: usize = 8;
+    const RAISE: f32 = 0.0;
+    const RANGE: [f32; 2] = Codes::<Iq4, 8, 128>::RANGE;
 
     fn pack(&mut self, lane: usize, block: &[u8]) {
         let block = CodedSuperBlock::read(block.try_into().expect("an IQ4_XS block is 136 bytes"));
@@ -269,6 +302,18 @@ impl PanelBlock for Iq4Xs {
             let scale = lanes.mul(scale, lanes.load_i8(&group.scales));
             group.q.widen(lanes, scale, to);
         }
+    }
+
+    #[inline(always)]
+    fn factors<L: Lanes>(&self, lanes: L, group: usize) -> [[L::F32; 2]; 2] {
+        let scales = lanes.load_i8(&self.groups[group].scales);
+        let scale = lanes.mul(lanes.load_f16(&self.scale), scales);
+        [[scale, lanes.splat(0.0)]; 2]
+    }
+
+    #[inline(always)]
+    fn raised<L: Lanes>(&self, lanes: L, group: usize, four: usize) -> [L::F32; 4] {
+        self.groups[group].q.values(lanes, four)
     }
 
     #[inline(always)]

@@ -6,8 +6,9 @@ mod sinks;
 use crate::support::{Random, fill, read};
 use plinth_kernels::{
     Attention, Buffer, Format, KernelSet, KvCache, KvDtype, KvLayout, Norm, Program, RopeTable,
-    Sequence, Step, Workers, reference,
+    Selection, Sequence, Step, Workers, catalog, reference,
 };
+use plinth_platform::facts::Kernel;
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug)]
@@ -305,6 +306,25 @@ fn bound(shape: &Shape, keys: usize) -> f64 {
     let cap = f64::from(shape.cap.unwrap_or(0.0));
     let score = 6e-8 * (d + 4.0) * 4.0 * d.sqrt() + cap * 3.2e-7;
     2.0 * 2.0 * (score + 1.5e-7 + 6e-8 * (keys as f64 + 20.0))
+}
+
+/// Kernels for runs of many queries alone, by id, each beside the best of this CPU for everything else.
+fn tile_kernels() -> Vec<(String, KernelSet)> {
+    let many = |kernel: &Kernel| !kernel.traits.iter().any(|t| t == "decode");
+    let kernels = catalog()
+        .into_iter()
+        .filter(|kernel| kernel.op == "attention");
+    kernels
+        .filter(many)
+        .filter_map(|kernel| {
+            let selection = Selection {
+                attention_prefill: kernel.id.clone(),
+                ..Selection::best()
+            };
+            let set = KernelSet::bind(&selection).ok()?;
+            Some((kernel.id, set))
+        })
+        .collect()
 }
 
 /// In tiles everything is rounded to `bf16`: queries and keys, each by at most 2^-8, which in a score of `d` products of

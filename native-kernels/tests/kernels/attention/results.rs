@@ -1,10 +1,11 @@
 //! Attention against the reference, in any chunks and company, on every instruction set.
 
-use super::{Case, Heads, Operation, UNTOUCHED, long_shapes, shape, shapes, tile_bound};
+use super::{
+    Case, Heads, Operation, UNTOUCHED, long_shapes, shape, shapes, tile_bound, tile_kernels,
+};
 use crate::support::{Random, bits, normed, runnable};
 use plinth_kernels::{
-    KernelSet, KvDtype, Norm, RopeLayout, RopeTable, Selection, Sequence, Workers, catalog,
-    reference,
+    KernelSet, KvDtype, Norm, RopeLayout, RopeTable, Selection, Sequence, Workers, reference,
 };
 use std::sync::Arc;
 
@@ -20,11 +21,7 @@ fn attention_is_the_softmax_over_the_keys_a_query_sees() {
         for (shape, lengths) in short.chain(long) {
             let case = Case::new(shape, &lengths, &mut random);
             let worst = case.worst(&case.run(&set, &workers, &case.whole()));
-            assert!(
-                worst <= 1.0,
-                "{} {shape:?}: {worst} of the bound",
-                kernel.id
-            );
+            assert!(worst <= 1.0, "{} {shape:?}: {worst} of the bound", id);
         }
     }
 }
@@ -34,17 +31,7 @@ fn attention_is_the_softmax_over_the_keys_a_query_sees() {
 fn attention_in_tiles_is_as_exact_as_its_numbers() {
     let (alone, three) = (Workers::new(1, &[]).unwrap(), Workers::new(3, &[]).unwrap());
     let mut random = Random::new(9);
-    let tiles = catalog()
-        .into_iter()
-        .filter(|kernel| kernel.op == "attention" && !kernel.traits.iter().any(|t| t == "decode"));
-    for kernel in tiles {
-        let selection = Selection {
-            attention_prefill: kernel.id.clone(),
-            ..Selection::best()
-        };
-        let Ok(set) = KernelSet::bind(&selection) else {
-            continue;
-        };
+    for (id, set) in tile_kernels() {
         for shape in shapes().into_iter().chain(long_shapes()) {
             let lengths = if shape.head_dim < 32 {
                 [17, 600]
@@ -63,11 +50,7 @@ fn attention_in_tiles_is_as_exact_as_its_numbers() {
             ] {
                 let outs = case.run(&set, workers, &steps);
                 let worst = case.worst_of(&outs, tile_bound);
-                assert!(
-                    worst <= 1.0,
-                    "{} {shape:?}: {worst} of the bound",
-                    kernel.id
-                );
+                assert!(worst <= 1.0, "{} {shape:?}: {worst} of the bound", id);
             }
         }
     }

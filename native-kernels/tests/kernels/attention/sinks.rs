@@ -1,27 +1,16 @@
 //! Sinks of heads: at their ends, and in any shape.
 
-use super::{Case, Shape, shape, tile_bound};
+use super::{Case, Shape, shape, tile_bound, tile_kernels};
 use crate::support::{Random, bits, runnable};
-use plinth_kernels::{KernelSet, KvDtype, Selection, Workers, catalog};
+use plinth_kernels::{KernelSet, KvDtype, Workers};
 use proptest::prelude::*;
 
 /// Kernels of either kind: those for any queries, and those for many.
 fn every_kernel() -> Vec<(String, KernelSet, bool)> {
     let lanes = runnable("attention").into_iter();
-    let mut kernels: Vec<_> = lanes.map(|(kernel, set)| (kernel.id, set, false)).collect();
-    let tiles = catalog()
-        .into_iter()
-        .filter(|kernel| kernel.op == "attention" && !kernel.traits.iter().any(|t| t == "decode"));
-    for kernel in tiles {
-        let selection = Selection {
-            attention_prefill: kernel.id.clone(),
-            ..Selection::best()
-        };
-        if let Ok(set) = KernelSet::bind(&selection) {
-            kernels.push((kernel.id, set, true));
-        }
-    }
-    kernels
+    let lanes = lanes.map(|(kernel, set)| (kernel.id, set, false));
+    let tiles = tile_kernels().into_iter().map(|(id, set)| (id, set, true));
+    lanes.chain(tiles).collect()
 }
 
 #[test]
