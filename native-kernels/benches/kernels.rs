@@ -280,6 +280,7 @@ fn matmul(options: &Options, workers: &Workers) {
             (1536, 576),
             (576, 1536),
             (49152, 576),
+            (65536, 1024),
             (2048, 2048),
         ]
     } else {

@@ -385,7 +385,10 @@ pub(crate) struct Streaming {
 /// into the second-level cache 2 KiB ahead: its first-level cache has too few buffers to wait for memory. On an EPYC
 /// (Zen 4) the products of one row with 97 MB of `q4_1` weights took 6.4 ms without a prefetch, 3.2 to 3.4 ms at 64 to
 /// 320 bytes, 3.6 to 4.2 ms at 640 bytes and more; panels side by side were slower (5.2 ms for two, 3.5 to 5.3 ms for
-/// four). To repeat: return other numbers here, then `cargo bench -p plinth-kernels -- "head, 1 tokens" --threads 1`.
+/// four). Larger blocks want it nearer: 71 MB of `q8_0` took 2.6 ms at 64 bytes, 2.7 ms at 128, 3.2 ms at 256 and 4 to 5
+/// ms at 544 and more; 55 MB of `q6_k` 1.97, 2.04 and 2.06 ms at the first three; `q4_0` and `q4_1` were the same at all
+/// of them. Asking farther ahead besides, 2 to 8 KiB, into either cache, was slower. To repeat: return other numbers here,
+/// then `cargo bench -p plinth-kernels -- "1x65536x1024" --threads 1`.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 pub(crate) fn streaming() -> Streaming {
     if is_intel() {
@@ -395,7 +398,7 @@ pub(crate) fn streaming() -> Streaming {
         }
     } else {
         Streaming {
-            ahead: 256,
+            ahead: 64,
             streams: 1,
         }
     }

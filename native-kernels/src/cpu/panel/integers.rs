@@ -39,10 +39,10 @@ pub(crate) trait Halves: Integers {
 #[repr(transparent)]
 pub(crate) struct Nibbles([[u8; 64]; 4]);
 
-/// Integers of `BITS` bits, one a byte, in the layout of [`Unpack::quad`].
+/// Integers of 8 bits in the layout of [`Unpack::quad`].
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(crate) struct Bytes<const BITS: u32>([[u8; 64]; 8]);
+pub(crate) struct Bytes([[u8; 64]; 8]);
 
 /// Integers of 2 bits: byte `64 p + 4 lane + j` holds, from its lowest bits on, the inputs `4 p + j`, `8 + 4 p + j`,
 /// `16 + 4 p + j` and `24 + 4 p + j`.
@@ -50,23 +50,44 @@ pub(crate) struct Bytes<const BITS: u32>([[u8; 64]; 8]);
 #[repr(transparent)]
 pub(crate) struct Pairs([[u8; 64]; 2]);
 
-/// Integers of 3 bits: the two low ones as in [`Pairs`], and bit `p` of byte `4 lane + j` is the high one of input
-/// `4 p + j`.
+/// Integers of 1 bit: bit `p` of byte `4 lane + j` is input `4 p + j`.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Bits([u8; 64]);
+
+/// Integers of `BITS` bits, of which the lowest `LOW` lie in one layout and those above in another, so that they take no
+/// more memory than in the file.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Triples {
-    low: Pairs,
-    high: [u8; 64],
+pub(crate) struct Joined<L, H, const LOW: u32, const BITS: u32> {
+    low: L,
+    high: H,
+}
+
+pub(crate) type Joined3 = Joined<Pairs, Bits, 2, 3>;
+pub(crate) type Joined5 = Joined<Nibbles, Bits, 4, 5>;
+pub(crate) type Joined6 = Joined<Nibbles, Pairs, 4, 6>;
+
+/// The highest bits of integers.
+pub(crate) trait High: Pod {
+    fn set(&mut self, lane: usize, q: impl Fn(usize) -> u8);
+    fn get(&self, lane: usize, k: usize) -> u8;
+    /// Inputs `4 p` to `4 p + 3`, as [`Unpack::quad`] has them, each moved up by `shift` bits.
+    fn quad<Q: Quads>(&self, quads: Q, p: usize, shift: u32) -> Q::Bytes;
+    /// Adds the inputs `4 four` to `4 four + 3`, each times `unit`, a power of two.
+    fn add<L: Lanes>(&self, lanes: L, four: usize, unit: f32, to: &mut [L::F32; 4]);
 }
 
 // SAFETY: transparent wrappers of arrays of bytes.
 unsafe impl Pod for Nibbles {}
 // SAFETY: as above.
-unsafe impl<const BITS: u32> Pod for Bytes<BITS> {}
+unsafe impl Pod for Bytes {}
 // SAFETY: as above.
 unsafe impl Pod for Pairs {}
-// SAFETY: `repr(C)` of arrays of bytes: no padding, all bits are values.
-unsafe impl Pod for Triples {}
+// SAFETY: as above.
+unsafe impl Pod for Bits {}
+// SAFETY: `repr(C)` of wrappers of arrays of bytes, as all integers are: no padding, all bits are values.
+unsafe impl<L: Integers, H: High, const LOW: u32, const BITS: u32> Pod for Joined<L, H, LOW, BITS> {}
 
 impl Integers for Nibbles {
     const RAISE: f32 = 16.0;
@@ -131,9 +152,21 @@ impl Integers for Nibbles {
     }
 }
 
-impl<const BITS: u32> Integers for Bytes<BITS> {
+impl Unpack<8> for Nibbles {
+    #[inline(always)]
+    fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
+        let bytes = quads.load(&self.0[p % 4]);
+        if p < 4 {
+            quads.low_nibbles(bytes)
+        } else {
+            quads.high_nibbles(bytes)
+        }
+    }
+}
+
+impl Integers for Bytes {
     const RAISE: f32 = 256.0;
-    const LARGEST: f32 = ((1 << BITS) - 1) as f32;
+    const LARGEST: f32 = 255.0;
 
     fn set(&mut self, lane: usize, q: &[u8]) {
         for (k, &q) in q.iter().enumerate() {
@@ -173,34 +206,14 @@ impl<const BITS: u32> Integers for Bytes<BITS> {
         int8: I,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R] {
-        dot::<I, R, BITS, ZERO>(int8, &self.0, x)
-    }
-}
-
-impl<const BITS: u32> Halves for Bytes<BITS> {
-    #[inline(always)]
-    fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
-        &self,
-        int8: I,
-        x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
-        dot_half::<I, R, BITS, ZERO, HALF>(int8, &self.0, x)
-    }
-}
-
-impl Pairs {
-    fn set_all(&mut self, lane: usize, q: impl Fn(usize) -> u8) {
-        for k in 0..8 {
-            self.0[k / 4][4 * lane + k % 4] =
-                q(k) | q(8 + k) << 2 | q(16 + k) << 4 | q(24 + k) << 6;
-        }
+        dot::<I, R, 8, ZERO>(int8, &self.0, x)
     }
 }
 
 impl Unpack<8> for Pairs {
     #[inline(always)]
     fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
-        quads.bits(quads.load(&self.0[p % 2]), 2 * (p / 2) as i32, 3)
+        High::quad(self, quads, p, 0)
     }
 }
 
@@ -209,11 +222,11 @@ impl Integers for Pairs {
     const LARGEST: f32 = 3.0;
 
     fn set(&mut self, lane: usize, q: &[u8]) {
-        self.set_all(lane, |k| q[k]);
+        High::set(self, lane, |k| q[k]);
     }
 
     fn get(&self, lane: usize, k: usize) -> u8 {
-        self.0[k % 8 / 4][4 * lane + k % 4] >> (2 * (k / 8)) & 3
+        High::get(self, lane, k)
     }
 
     #[inline(always)]
@@ -227,8 +240,9 @@ impl Integers for Pairs {
 
     #[inline(always)]
     fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
-        let place = 1 << (2 * (four / 2));
-        masked(lanes, &self.0[four % 2], 3 * place, 1.0 / f32::from(place))
+        let mut fields = [lanes.splat(0.0); 4];
+        High::add(self, lanes, four, 1.0, &mut fields);
+        fields
     }
 
     #[inline(always)]
@@ -252,48 +266,101 @@ impl Halves for Pairs {
     }
 }
 
-impl Unpack<8> for Triples {
-    #[inline(always)]
-    fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
-        let high = quads.bits(quads.load(&self.high), p as i32 - 2, 4);
-        quads.or(self.low.quad(quads, p), high)
-    }
-}
-
-impl Integers for Triples {
-    const RAISE: f32 = 0.0;
-    const LARGEST: f32 = 7.0;
-
-    fn set(&mut self, lane: usize, q: &[u8]) {
-        self.low.set_all(lane, |k| q[k] & 3);
-        for j in 0..4 {
-            self.high[4 * lane + j] = (0..8).map(|p| (q[4 * p + j] >> 2) << p).sum();
+impl High for Pairs {
+    fn set(&mut self, lane: usize, q: impl Fn(usize) -> u8) {
+        for k in 0..8 {
+            self.0[k / 4][4 * lane + k % 4] =
+                q(k) | q(8 + k) << 2 | q(16 + k) << 4 | q(24 + k) << 6;
         }
     }
 
     fn get(&self, lane: usize, k: usize) -> u8 {
-        let high = self.high[4 * lane + k % 4] >> (k / 4) & 1;
-        self.low.get(lane, k) | high << 2
+        self.0[k % 8 / 4][4 * lane + k % 4] >> (2 * (k / 8)) & 3
+    }
+
+    #[inline(always)]
+    fn quad<Q: Quads>(&self, quads: Q, p: usize, shift: u32) -> Q::Bytes {
+        let place = 2 * (p / 2) as i32;
+        quads.bits(quads.load(&self.0[p % 2]), place - shift as i32, 3 << shift)
+    }
+
+    #[inline(always)]
+    fn add<L: Lanes>(&self, lanes: L, four: usize, unit: f32, to: &mut [L::F32; 4]) {
+        let place = 1 << (2 * (four / 2));
+        add_masked(
+            lanes,
+            &self.0[four % 2],
+            3 * place,
+            unit / f32::from(place),
+            to,
+        );
+    }
+}
+
+impl High for Bits {
+    fn set(&mut self, lane: usize, q: impl Fn(usize) -> u8) {
+        for j in 0..4 {
+            self.0[4 * lane + j] = (0..8).map(|p| q(4 * p + j) << p).sum();
+        }
+    }
+
+    fn get(&self, lane: usize, k: usize) -> u8 {
+        self.0[4 * lane + k % 4] >> (k / 4) & 1
+    }
+
+    #[inline(always)]
+    fn quad<Q: Quads>(&self, quads: Q, p: usize, shift: u32) -> Q::Bytes {
+        quads.bits(quads.load(&self.0), p as i32 - shift as i32, 1 << shift)
+    }
+
+    #[inline(always)]
+    fn add<L: Lanes>(&self, lanes: L, four: usize, unit: f32, to: &mut [L::F32; 4]) {
+        let place = 1 << four;
+        add_masked(lanes, &self.0, place, unit / f32::from(place), to);
+    }
+}
+
+impl<L: Unpack<8>, H: High, const LOW: u32, const BITS: u32> Unpack<8> for Joined<L, H, LOW, BITS> {
+    #[inline(always)]
+    fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
+        quads.or(self.low.quad(quads, p), self.high.quad(quads, p, LOW))
+    }
+}
+
+impl<Low, H, const LOW: u32, const BITS: u32> Integers for Joined<Low, H, LOW, BITS>
+where
+    Low: Integers + Unpack<8>,
+    H: High,
+{
+    const RAISE: f32 = Low::RAISE;
+    const LARGEST: f32 = ((1 << BITS) - 1) as f32;
+
+    fn set(&mut self, lane: usize, q: &[u8]) {
+        let low: [u8; 32] = std::array::from_fn(|k| q[k] & ((1 << LOW) - 1));
+        self.low.set(lane, &low);
+        self.high.set(lane, |k| q[k] >> LOW);
+    }
+
+    fn get(&self, lane: usize, k: usize) -> u8 {
+        self.low.get(lane, k) | self.high.get(lane, k) << LOW
     }
 
     #[inline(always)]
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]) {
+        let raise = lanes.splat(Self::RAISE);
         for p in 0..8 {
             for (to, x) in to[4 * p..].iter_mut().zip(self.raised(lanes, p)) {
-                lanes.store(x, to);
+                lanes.store(lanes.sub(x, raise), to);
             }
         }
     }
 
     #[inline(always)]
     fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4] {
-        let place = 1 << four;
-        let high = masked(lanes, &self.high, place, 4.0 / f32::from(place));
-        let mut sum = self.low.raised(lanes, four);
-        for i in 0..4 {
-            sum[i] = lanes.add(sum[i], high[i]);
-        }
-        sum
+        let mut raised = self.low.raised(lanes, four);
+        self.high
+            .add(lanes, four, f32::from(1u8 << LOW), &mut raised);
+        raised
     }
 
     #[inline(always)]
@@ -302,31 +369,39 @@ impl Integers for Triples {
         int8: I,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R] {
-        dot::<I, R, 3, ZERO>(int8, self, x)
+        dot::<I, R, BITS, ZERO>(int8, self, x)
     }
 }
 
-impl Halves for Triples {
+impl<L, H, const LOW: u32, const BITS: u32> Halves for Joined<L, H, LOW, BITS>
+where
+    L: Integers + Unpack<8>,
+    H: High,
+{
     #[inline(always)]
     fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
         &self,
         int8: I,
         x: &[QuantBlock; R],
     ) -> [I32Of<I>; R] {
-        dot_half::<I, R, 3, ZERO, HALF>(int8, self, x)
+        dot_half::<I, R, BITS, ZERO, HALF>(int8, self, x)
     }
 }
 
-/// The four inputs of a row of bytes, and-ed with `mask` where they stand and multiplied by `scale`.
+/// Adds the four inputs of a row of bytes, and-ed with `mask` where they stand, times `scale`. All are small integers times
+/// a power of two, so this is exact.
 #[inline(always)]
-fn masked<L: Lanes>(lanes: L, bytes: &[u8; 64], mask: u8, scale: f32) -> [L::F32; 4] {
+fn add_masked<L: Lanes>(lanes: L, bytes: &[u8; 64], mask: u8, scale: f32, to: &mut [L::F32; 4]) {
     let (quads, scale) = (lanes.load_quads(bytes), lanes.splat(scale));
-    [
-        lanes.mul(lanes.field::<0>(quads, mask), scale),
-        lanes.mul(lanes.field::<8>(quads, mask), scale),
-        lanes.mul(lanes.field::<16>(quads, mask), scale),
-        lanes.mul(lanes.field::<24>(quads, mask), scale),
-    ]
+    let fields = [
+        lanes.field::<0>(quads, mask),
+        lanes.field::<8>(quads, mask),
+        lanes.field::<16>(quads, mask),
+        lanes.field::<24>(quads, mask),
+    ];
+    for i in 0..4 {
+        to[i] = lanes.fma(fields[i], scale, to[i]);
+    }
 }
 
 #[inline(always)]

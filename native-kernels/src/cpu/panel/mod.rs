@@ -2,8 +2,9 @@
 //!
 //! A lane of a vector is an output, so products need no sum across lanes. A quantised panel is a run of blocks along the
 //! inputs, each with the integers of 16 outputs x 32 (or 256) inputs and their scales beside them; a float panel is
-//! `[inputs][16]`. Scales keep the precision they have in the file, and no integer is rounded again: widening a panel
-//! gives exactly the numbers that `Format::dequantize` gives.
+//! `[inputs][16]`. Integers take as many bits as they have in the file, as reading them is what a step of one row waits for.
+//! Scales keep their precision, and no integer is rounded again: widening a panel gives exactly the numbers that
+//! `Format::dequantize` gives.
 
 mod float;
 mod integers;

@@ -1,6 +1,6 @@
 //! Panels of the formats with blocks of 32.
 
-use super::integers::{Bytes, Integers, Nibbles};
+use super::integers::{Bytes, Integers, Joined5, Nibbles};
 use super::scaling::{accumulate, accumulate_ranged, centre, range};
 use super::{F32Of, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, LANES, Lanes};
@@ -35,10 +35,10 @@ pub(crate) struct Int4 {
 }
 
 pub(crate) type Q4_0 = Centred<Nibbles, 8>;
-pub(crate) type Q5_0 = Centred<Bytes<5>, 16>;
-pub(crate) type Q8_0 = Centred<Bytes<8>, 128>;
+pub(crate) type Q5_0 = Centred<Joined5, 16>;
+pub(crate) type Q8_0 = Centred<Bytes, 128>;
 pub(crate) type Q4_1 = Ranged<Nibbles>;
-pub(crate) type Q5_1 = Ranged<Bytes<5>>;
+pub(crate) type Q5_1 = Ranged<Joined5>;
 
 // SAFETY: `repr(C)` of byte arrays of a multiple of 64 and an array of 16 `f16`: no padding, all bits are values.
 unsafe impl<Q: Integers, const ZERO: i32> Pod for Centred<Q, ZERO> {}

@@ -1,6 +1,6 @@
 //! Panels of the formats with super-blocks of 256.
 
-use super::integers::{Bytes, Halves, Integers, Nibbles, Pairs, Triples};
+use super::integers::{Halves, Integers, Joined3, Joined5, Joined6, Nibbles, Pairs};
 use super::scaling::{accumulate, accumulate_ranged, centre, range};
 use super::{F32Of, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, LANES, Lanes};
@@ -26,7 +26,7 @@ struct SuperGroup<Q> {
 }
 
 pub(crate) type Q4K = Super<Nibbles>;
-pub(crate) type Q5K = Super<Bytes<5>>;
+pub(crate) type Q5K = Super<Joined5>;
 
 // SAFETY: `repr(C)` of arrays of bytes and, before them, an even number of `f16`; the size of a group is even: no
 // padding, all bits are values.
@@ -122,8 +122,8 @@ struct HalvedGroup<Q> {
     q: Q,
 }
 
-pub(crate) type Q3K = Halved<Triples, 4>;
-pub(crate) type Q6K = Halved<Bytes<6>, 32>;
+pub(crate) type Q3K = Halved<Joined3, 4>;
+pub(crate) type Q6K = Halved<Joined6, 32>;
 
 // SAFETY: `repr(C)` of sixteen `f16` and arrays of an even number of bytes: no padding, all bits are values.
 unsafe impl<Q: Integers, const ZERO: i32> Pod for Halved<Q, ZERO> {}

@@ -1,6 +1,6 @@
 //! Every quantised format on every instance, emulated ones too, against the meaning of its blocks.
 
-use super::integers::{Bytes, Halves, Pairs, Triples};
+use super::integers::{Halves, Joined3, Joined5, Joined6, Pairs};
 use super::{FloatElement, PanelBlock, QuantBlock};
 use crate::Format;
 use crate::cpu::emulated::{EmulatedMaddubs, EmulatedSdot, EmulatedVnni};
@@ -136,9 +136,9 @@ fn zeroed<T: Pod>() -> T {
 #[test]
 fn integers_of_every_width_are_multiplied_exactly() {
     check_integers::<Pairs, 2>(2);
-    check_integers::<Triples, 4>(3);
-    check_integers::<Bytes<5>, 16>(5);
-    check_integers::<Bytes<6>, 32>(6);
+    check_integers::<Joined3, 4>(3);
+    check_integers::<Joined5, 16>(5);
+    check_integers::<Joined6, 32>(6);
 }
 
 /// One block of each of sixteen rows of a format.

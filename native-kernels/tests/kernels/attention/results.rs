@@ -21,7 +21,11 @@ fn attention_is_the_softmax_over_the_keys_a_query_sees() {
         for (shape, lengths) in short.chain(long) {
             let case = Case::new(shape, &lengths, &mut random);
             let worst = case.worst(&case.run(&set, &workers, &case.whole()));
-            assert!(worst <= 1.0, "{} {shape:?}: {worst} of the bound", id);
+            assert!(
+                worst <= 1.0,
+                "{} {shape:?}: {worst} of the bound",
+                kernel.id
+            );
         }
     }
 }
