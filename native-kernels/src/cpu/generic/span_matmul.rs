@@ -171,10 +171,10 @@ fn add_rows<D: Dpbusd>(
             }
         }
     }
-    for r in 0..ROWS {
+    for (r, parts) in parts.iter().enumerate() {
         let row = first + r;
-        for j in 0..2 {
-            add_part(lanes, parts[r][j], a.sum[row], b[j], &mut sums[j].0[row]);
+        for (j, part) in parts.iter().enumerate() {
+            add_part(lanes, *part, a.sum[row], b[j], &mut sums[j].0[row]);
         }
     }
 }
@@ -231,12 +231,13 @@ fn write_span<L: Lanes, B: PanelBlock>(lanes: L, blocks: &[B], to: &mut WeightSp
             for (half, [scale, min]) in block.factors(lanes, group).into_iter().enumerate() {
                 let min = lanes.mul(lanes.sub(lanes.fma(scale, lowered, min), low), inverse);
                 let scale = lanes.mul(scale, inverse);
-                for four in 4 * half..4 * half + 4 {
-                    let mut w = block.raised(lanes, group, four);
+                let quads = quads.as_chunks_mut::<4>().0[half].iter_mut();
+                for (i, quads) in quads.enumerate() {
+                    let mut w = block.raised(lanes, group, 4 * half + i);
                     for w in &mut w {
                         *w = lanes.fma(scale, *w, min);
                     }
-                    lanes.store_quads(w, &mut quads[four]);
+                    lanes.store_quads(w, quads);
                 }
             }
         }
@@ -290,8 +291,8 @@ fn quantize<L: Lanes>(lanes: L, x: &[[f32; LANES]], to: &mut [i8; TILE_INPUTS]) 
         *vector = lanes.load(x);
     }
     let mut largest = lanes.splat(0.0);
-    for i in 0..VECTORS {
-        largest = lanes.max(lanes.abs(vectors[i]), largest);
+    for vector in &vectors {
+        largest = lanes.max(lanes.abs(*vector), largest);
     }
     let scale = lanes.max_lane(largest) / 127.0;
     // A subnormal scale has no finite inverse worth the name; numbers that small are zero here.

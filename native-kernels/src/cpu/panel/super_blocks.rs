@@ -296,7 +296,11 @@ impl PanelBlock for Q2K {
     fn factors<L: Lanes>(&self, lanes: L, group: usize) -> [[L::F32; 2]; 2] {
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         let [a, b, c, d] = factors(lanes, &self.factors[group / 2], scale, min);
-        if group % 2 == 0 { [a, b] } else { [c, d] }
+        if group.is_multiple_of(2) {
+            [a, b]
+        } else {
+            [c, d]
+        }
     }
 
     #[inline(always)]
