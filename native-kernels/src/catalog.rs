@@ -156,7 +156,7 @@ const INT8_TIERS: &[Tier] = &[
 /// | `attention` | attention over the paged cache, prefill and decode; in tiles of `bf16` only runs of many queries |
 /// | `matmul.float` | products with float weights, bit for bit the same in any batch |
 /// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
-/// | `matmul.int8-span` | products with quantised weights brought to 8 bits, 256 at a time, and activations, 64 at a time, for steps of many rows |
+/// | `matmul.int8-span` | products with weights quantised to less than 8 bits brought to 8 bits, 256 at a time, and activations, 64 at a time, for steps of many rows |
 /// | `matmul.dequant` | products with quantised weights dequantised exactly and float activations: for evaluation |
 /// | `matmul.bf16` | products in tiles of `bf16`, for steps of many rows |
 /// | `elementwise` | norms, rotation, activation functions |
@@ -204,8 +204,11 @@ pub fn catalog() -> Vec<Kernel> {
             },
         ]
     });
+    // Weights that have 8 bits of their own would lose of them: on 16,000 tokens the perplexity of SmolLM2-135M in Q8_0
+    // rose by 0.3 %, in Q4_1 by 0.13 %.
+    let fewer_bits = || QUANTISED.iter().filter(|format| **format != "q8_0");
     let spans = SPAN_TIERS.iter().map(|tier| Kernel {
-        formats: names(QUANTISED),
+        formats: fewer_bits().map(|&format| format.to_owned()).collect(),
         traits: names(&[
             "int8-activations",
             "int8-weights",
