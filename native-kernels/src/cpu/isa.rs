@@ -20,6 +20,7 @@ use super::neon::Neon;
 use super::neon_dot::{NeonDotprod, NeonI8mm};
 use super::portable::Portable;
 use super::vector::{Int8, Int8Kernel, LaneKernel, Lanes};
+#[cfg(target_arch = "x86_64")]
 use crate::bind::MANY_ROWS;
 use plinth_platform::facts::Kernel;
 
