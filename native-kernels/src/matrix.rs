@@ -1,6 +1,9 @@
 //! A weight matrix packed for the kernels.
 
 use crate::Format;
+use crate::cpu::generic::float_matmul::Blocks;
+use crate::cpu::generic::span_matmul::{WeightSpan, WriteSpans};
+use crate::cpu::isa::LaneIsa;
 use crate::cpu::panel::{
     FloatElement, Int4, Iq4Nl, Iq4Xs, Mxfp4, PanelBlock, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1,
     Q5K, Q6K, Q8_0,
@@ -244,6 +247,19 @@ impl Matrix {
         };
         with_panels(self.format, read);
     }
+
+    /// Brings one panel into spans, `[cols / 256, rounded up]`.
+    ///
+    /// **Panics** if the matrix is of floats.
+    pub(crate) fn write_spans(&self, lanes: LaneIsa, panel: usize, to: &mut [WeightSpan]) {
+        let write = PanelSpans {
+            matrix: self,
+            lanes,
+            panel,
+            to,
+        };
+        with_panels(self.format, write);
+    }
 }
 
 impl fmt::Debug for Matrix {
@@ -416,6 +432,30 @@ impl WithPanels for ReadRow<'_> {
                 *to = block.element(self.lane, k);
             }
         }
+    }
+}
+
+struct PanelSpans<'a> {
+    matrix: &'a Matrix,
+    lanes: LaneIsa,
+    panel: usize,
+    to: &'a mut [WeightSpan],
+}
+
+impl WithPanels for PanelSpans<'_> {
+    type Output = ();
+
+    fn floats<E: FloatElement>(self) {
+        unreachable!("no kernel of integers has a float format")
+    }
+
+    fn blocks<B: PanelBlock>(self) {
+        self.lanes.run(WriteSpans {
+            weights: Blocks::<B>(self.matrix.blocks()),
+            panel: self.panel,
+            k: self.matrix.cols,
+            to: self.to,
+        });
     }
 }
 

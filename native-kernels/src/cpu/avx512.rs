@@ -2,8 +2,7 @@
 
 use super::avx2;
 use super::generic::dot::Dpbusd;
-use super::generic::span_matmul::{RowSpan, SpanKernel, Spans, WeightSpan, multiply_by_dpbusd};
-use super::generic::tile_matmul::{TileProduct, TileSums};
+use super::generic::span_matmul::{ByDpbusd, SpanKernel};
 use super::isa;
 use super::vector::{Int8Kernel, LANES, LaneKernel, Lanes, Quads};
 use half::{bf16, f16};
@@ -66,7 +65,7 @@ impl Avx512Vnni {
     pub fn run_spans<K: SpanKernel>(self, kernel: K) {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
         fn compiled<K: SpanKernel>(unit: Avx512Vnni, kernel: K) {
-            kernel.run(unit);
+            kernel.run(ByDpbusd(unit));
         }
         // SAFETY: the token proves that the CPU has the features.
         unsafe { compiled(self, kernel) }
@@ -447,26 +446,6 @@ impl Quads for Avx512Vnni {
     #[inline(always)]
     fn add(self, a: __m512i, b: __m512i) -> __m512i {
         avx512!(_mm512_add_epi32(a, b))
-    }
-}
-
-impl TileProduct<Spans> for Avx512Vnni {
-    type Lanes = Avx512;
-
-    #[inline(always)]
-    fn lanes(self) -> Avx512 {
-        self.0
-    }
-
-    #[inline(always)]
-    fn multiply<const A: usize>(
-        self,
-        k: usize,
-        a: [&[RowSpan]; A],
-        b: [&[WeightSpan]; 2],
-        sums: &mut [[TileSums; 2]; A],
-    ) {
-        multiply_by_dpbusd(self, k, a, b, sums);
     }
 }
 

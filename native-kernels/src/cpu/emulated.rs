@@ -2,8 +2,6 @@
 //! tested on machines that do not have them. The float lanes need no such twin: every instance gives the bits of `Portable`.
 
 use super::generic::dot::{Dpbusd, Maddubs, bytes_by_maddubs, nibbles_by_maddubs};
-use super::generic::span_matmul::{RowSpan, Spans, WeightSpan, multiply_by_dpbusd};
-use super::generic::tile_matmul::{TileProduct, TileSums};
 use super::portable::Portable;
 use super::vector::{Int8, LANES, Quads, Unpack};
 use std::array::from_fn;
@@ -104,24 +102,6 @@ impl Dpbusd for EmulatedVnni {
                 (4 * lane..4 * lane + 4).map(|i| i32::from(w[i]) * i32::from(q[i] as i8));
             sum[lane].wrapping_add(products.sum())
         })
-    }
-}
-
-impl TileProduct<Spans> for EmulatedVnni {
-    type Lanes = Portable;
-
-    fn lanes(self) -> Portable {
-        Portable
-    }
-
-    fn multiply<const A: usize>(
-        self,
-        k: usize,
-        a: [&[RowSpan]; A],
-        b: [&[WeightSpan]; 2],
-        sums: &mut [[TileSums; 2]; A],
-    ) {
-        multiply_by_dpbusd(self, k, a, b, sums);
     }
 }
 

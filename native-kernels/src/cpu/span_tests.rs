@@ -3,16 +3,15 @@
 use super::emulated::EmulatedVnni;
 use super::emulated_tiles::tests::Random;
 use super::generic::elementwise::Activation;
-use super::generic::float_matmul::{Blocks, Finish};
+use super::generic::float_matmul::Finish;
 use super::generic::span_matmul::{
-    QuantizeSpans, RowSpan, SPAN, SpanKernel, Spans, TILE_INPUTS, WeightSpan, WriteSpans,
+    ByDpbusd, QuantizeSpans, RowSpan, SPAN, SpanKernel, Spans, TILE_INPUTS, WeightSpan,
 };
 use super::generic::tile_matmul::{ROW_TILE, TileKind, TileMatmul, TileOutput, TileScratch};
 use super::isa::{LaneIsa, SpanIsa};
-use super::panel::{FloatElement, PanelBlock};
 use super::portable::Portable;
 use super::vector::LANES;
-use crate::matrix::{Matrix, WithPanels, with_panels};
+use crate::matrix::Matrix;
 use crate::tensor::{Rows, RowsMut};
 use crate::{Format, reference};
 
@@ -36,7 +35,7 @@ impl SpanUnit {
 
     pub fn run<K: SpanKernel>(self, kernel: K) {
         match self {
-            SpanUnit::Emulated => kernel.run(EmulatedVnni),
+            SpanUnit::Emulated => kernel.run(ByDpbusd(EmulatedVnni)),
             SpanUnit::Real(isa) => isa.run(kernel),
         }
     }
@@ -65,43 +64,9 @@ fn shapes(format: Format) -> Vec<(usize, usize, usize)> {
     shapes
 }
 
-struct Write<'a> {
-    lanes: LaneIsa,
-    matrix: &'a Matrix,
-    panel: usize,
-    to: &'a mut [WeightSpan],
-}
-
-impl WithPanels for Write<'_> {
-    type Output = ();
-
-    fn floats<E: FloatElement>(self) {
-        unreachable!("no float format has spans")
-    }
-
-    fn blocks<B: PanelBlock>(self) {
-        self.lanes.run(WriteSpans {
-            weights: Blocks::<B>(self.matrix.blocks()),
-            panel: self.panel,
-            k: self.matrix.cols(),
-            to: self.to,
-        });
-    }
-}
-
-fn write(lanes: LaneIsa, matrix: &Matrix, panel: usize, to: &mut [WeightSpan]) {
-    let write = Write {
-        lanes,
-        matrix,
-        panel,
-        to,
-    };
-    with_panels(matrix.format(), write);
-}
-
 fn weight_spans(lanes: LaneIsa, matrix: &Matrix, panel: usize) -> Vec<WeightSpan> {
     let mut spans = vec![Spans::NO_WEIGHTS; matrix.cols().div_ceil(SPAN)];
-    write(lanes, matrix, panel, &mut spans);
+    matrix.write_spans(lanes, panel, &mut spans);
     spans
 }
 
@@ -126,9 +91,9 @@ fn multiply(
     bias: &[f32],
 ) -> Vec<f32> {
     let mut out = vec![f32::NAN; m * w.rows()];
-    let first = |panel: usize, to: &mut [WeightSpan]| write(unit.lanes(), w, panel, to);
+    let first = |panel: usize, to: &mut [WeightSpan]| w.write_spans(unit.lanes(), panel, to);
     let second = |panel: usize, to: &mut [WeightSpan]| {
-        write(unit.lanes(), up.unwrap_or(w), panel, to);
+        up.unwrap_or(w).write_spans(unit.lanes(), panel, to);
     };
     unit.run(TileMatmul {
         output: match up {

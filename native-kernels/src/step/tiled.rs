@@ -2,7 +2,7 @@
 
 use super::activations::{Form, Ready};
 use crate::cpu::generic::float_matmul::{Blocks, Packed};
-use crate::cpu::generic::span_matmul::{RowSpan, Spans, WeightSpan, WriteSpans};
+use crate::cpu::generic::span_matmul::{RowSpan, Spans, WeightSpan};
 use crate::cpu::generic::tile_matmul::{
     Bf16, TileKind, TileMatmul, TilePanels, TileScratch, TileWords, WriteTiles,
 };
@@ -109,41 +109,10 @@ impl Tiled for SpanIsa {
     }
 
     fn write(self, matrix: &Matrix, panel: usize, to: &mut [WeightSpan]) {
-        let format = matrix.format();
-        let write = WriteIntegers {
-            isa: self,
-            matrix,
-            panel,
-            to,
-        };
-        with_panels(format, write);
+        matrix.write_spans(self.lanes(), panel, to);
     }
 
     fn run(self, product: TileMatmul<'_, Spans>) {
         SpanIsa::run(self, product);
-    }
-}
-
-struct WriteIntegers<'a> {
-    isa: SpanIsa,
-    matrix: &'a Matrix,
-    panel: usize,
-    to: &'a mut [WeightSpan],
-}
-
-impl WithPanels for WriteIntegers<'_> {
-    type Output = ();
-
-    fn floats<E: FloatElement>(self) {
-        unreachable!("no kernel of integers has a float format")
-    }
-
-    fn blocks<B: PanelBlock>(self) {
-        self.isa.lanes().run(WriteSpans {
-            weights: Blocks::<B>(self.matrix.blocks()),
-            panel: self.panel,
-            k: self.matrix.cols(),
-            to: self.to,
-        });
     }
 }

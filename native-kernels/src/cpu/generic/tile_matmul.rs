@@ -23,7 +23,7 @@ use half::bf16;
 use std::ops::Range;
 
 /// Bytes ahead of their use at which weights are asked for: that which few rows do best with on CPUs that have tiles.
-const AHEAD: usize = 2 << 10;
+pub(super) const AHEAD: usize = 2 << 10;
 
 /// Rows of a tile of activations.
 pub(crate) const ROW_TILE: usize = 16;

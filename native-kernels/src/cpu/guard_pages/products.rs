@@ -12,8 +12,8 @@ use crate::cpu::generic::int8_matmul::Int8Matmul;
 use crate::cpu::generic::row_groups::{PackRows, QuantizeRows};
 use crate::cpu::generic::span_matmul::{QuantizeSpans, RowSpan, SPAN, WeightSpan, WriteSpans};
 use crate::cpu::generic::tile_matmul::{
-    ROW_TILE, TileKernel, TileMatmul, TileOutput, TilePanels, TileRows, TileScratch, TileSums,
-    TileUnit, TileWords, WriteTiles,
+    ROW_TILE, TileKernel, TileKind, TileMatmul, TileOutput, TilePanels, TileRows, TileScratch,
+    TileSource, TileSums, TileUnit, TileWords, WriteTiles,
 };
 use crate::cpu::isa::{Int8Isa, LaneIsa, Streaming};
 use crate::cpu::panel::{FloatElement, PanelBlock, QuantBlock};
@@ -169,28 +169,9 @@ impl Product<'_> {
             });
             to.copy_from_slice(&tiles);
         };
-        self.written(|out, finish| {
-            unit.run(TileMatmul {
-                output: match self.kind {
-                    Kind::Gated(_) => TileOutput::Gated {
-                        gate: &source,
-                        up: &source,
-                        bias: [finish.bias, None],
-                        activation: Activation::GeluTanh,
-                    },
-                    _ => TileOutput::Product(&source, finish),
-                },
-                panels: self.panels.clone(),
-                k: self.k(),
-                x: &packed,
-                scratch: &mut TileScratch::default(),
-                out,
-            });
-        })
+        self.tiled(&packed, &source, |product| unit.run(product))
     }
-}
 
-impl Product<'_> {
     fn spans<B: PanelBlock>(&self, unit: SpanUnit, weights: &[B]) -> Vec<f32> {
         let (x, steps) = (self.x(), self.k().div_ceil(SPAN));
         let spans = vec![RowSpan::ZERO; self.m.div_ceil(ROW_TILE) * steps];
@@ -213,20 +194,30 @@ impl Product<'_> {
             });
             to.copy_from_slice(&spans);
         };
+        self.tiled(&packed, &source, |product| unit.run(product))
+    }
+
+    /// The product, or the gated one of the weights with themselves, in tiles of some kind.
+    fn tiled<T: TileKind>(
+        &self,
+        x: &[T::Rows],
+        source: TileSource<'_, T>,
+        run: impl FnOnce(TileMatmul<'_, T>),
+    ) -> Vec<f32> {
         self.written(|out, finish| {
-            unit.run(TileMatmul {
+            run(TileMatmul {
                 output: match self.kind {
-                    Kind::GatedSpans(_) => TileOutput::Gated {
-                        gate: &source,
-                        up: &source,
+                    Kind::Gated(_) | Kind::GatedSpans(_) => TileOutput::Gated {
+                        gate: source,
+                        up: source,
                         bias: [finish.bias, None],
                         activation: Activation::GeluTanh,
                     },
-                    _ => TileOutput::Product(&source, finish),
+                    _ => TileOutput::Product(source, finish),
                 },
                 panels: self.panels.clone(),
                 k: self.k(),
-                x: &packed,
+                x,
                 scratch: &mut TileScratch::default(),
                 out,
             });
