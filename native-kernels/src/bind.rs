@@ -1,7 +1,9 @@
 //! From the ids of a plan to kernels that this CPU can run. An id that cannot be had is an error with its reasons.
 
 use crate::catalog::catalog;
-use crate::cpu::isa::{Int8Isa, LaneIsa, SpanIsa, Streaming, TileIsa, missing_features, streaming};
+use crate::cpu::isa::{
+    Int8Isa, LaneIsa, PairsIsa, SpanIsa, Streaming, TileIsa, missing_features, streaming,
+};
 use crate::{Format, KvDtype};
 use plinth_platform::facts::Kernel;
 
@@ -139,11 +141,30 @@ pub(crate) enum PrefillKernel {
     Tiles(TileIsa),
 }
 
+/// How few queries are answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DecodeKernel {
+    /// Number by number.
+    Lanes(LaneIsa),
+    /// In pairs of `bf16`, which is what the cache consists of.
+    Pairs(PairsIsa),
+}
+
+impl DecodeKernel {
+    /// The float lanes that go with it.
+    pub fn lanes(self) -> LaneIsa {
+        match self {
+            DecodeKernel::Lanes(isa) => isa,
+            DecodeKernel::Pairs(isa) => isa.lanes(),
+        }
+    }
+}
+
 /// A kernel for every purpose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bound {
     pub attention_prefill: PrefillKernel,
-    pub attention_decode: LaneIsa,
+    pub attention_decode: DecodeKernel,
     /// By position in `Format::ALL`.
     matmul: ByFormat,
     /// For steps of many rows.
@@ -158,14 +179,6 @@ pub(crate) struct Bound {
 impl Bound {
     pub fn new(selection: &Selection) -> Result<Self, BindError> {
         let catalog = catalog();
-        let lanes = |purpose: &str, op, id: &str| {
-            let kernel = find(&catalog, purpose, op, id)?;
-            LaneIsa::detect(tier(kernel)).ok_or_else(|| BindError::Unsuitable {
-                purpose: purpose.to_owned(),
-                id: id.to_owned(),
-                does: format!("does {:?} of many rows only", kernel.op),
-            })
-        };
         let by_format = |choices: &[(String, String)]| -> Result<ByFormat, BindError> {
             let mut kernels = [None; Format::ALL.len()];
             for (name, id) in choices {
@@ -181,15 +194,14 @@ impl Bound {
         }
         Ok(Self {
             attention_prefill: prefill_kernel(&catalog, &selection.attention_prefill)?,
-            attention_decode: lanes(
-                "attention (decode)",
-                "attention",
-                &selection.attention_decode,
-            )?,
+            attention_decode: decode_kernel(&catalog, &selection.attention_decode)?,
             matmul: by_format(&selection.matmul)?,
             matmul_many,
             many_from,
-            elementwise: lanes("elementwise", "elementwise", &selection.elementwise)?,
+            elementwise: {
+                let id = &selection.elementwise;
+                lane_isa(find(&catalog, "elementwise", "elementwise", id)?)
+            },
             streaming: streaming(),
         })
     }
@@ -229,8 +241,36 @@ fn many_rows(kernel: MatmulKernel) -> usize {
     }
 }
 
+fn decode_kernel(catalog: &[Kernel], id: &str) -> Result<DecodeKernel, BindError> {
+    const PURPOSE: &str = "attention (decode)";
+    let kernel = find(catalog, PURPOSE, "attention", id)?;
+    let serves = kernel.traits.iter().any(|name| name == "decode");
+    if !serves {
+        return Err(unsuitable(PURPOSE, id, "answers runs of many rows only"));
+    }
+    Ok(match id.ends_with(PAIRS) {
+        true => DecodeKernel::Pairs(PairsIsa::detect(tier(kernel)).expect("as `lane_isa` expects")),
+        false => DecodeKernel::Lanes(lane_isa(kernel)),
+    })
+}
+
+/// What ids of attention in pairs end in.
+const PAIRS: &str = ".pairs";
+
+fn unsuitable(purpose: &str, id: &str, does: &str) -> BindError {
+    BindError::Unsuitable {
+        purpose: purpose.to_owned(),
+        id: id.to_owned(),
+        does: does.to_owned(),
+    }
+}
+
 fn prefill_kernel(catalog: &[Kernel], id: &str) -> Result<PrefillKernel, BindError> {
-    let kernel = find(catalog, "attention (prefill)", "attention", id)?;
+    const PURPOSE: &str = "attention (prefill)";
+    let kernel = find(catalog, PURPOSE, "attention", id)?;
+    if id.ends_with(PAIRS) {
+        return Err(unsuitable(PURPOSE, id, "answers few rows only"));
+    }
     Ok(match TileIsa::detect(tier(kernel)) {
         Some(isa) => PrefillKernel::Tiles(isa),
         None => PrefillKernel::Lanes(lane_isa(kernel)),
@@ -241,11 +281,8 @@ fn matmul_kernel(catalog: &[Kernel], format: Format, id: &str) -> Result<MatmulK
     let purpose = format!("matmul of {format}");
     let kernel = find(catalog, &purpose, "matmul", id)?;
     if !kernel.formats.iter().any(|f| f == format.name()) {
-        return Err(BindError::Unsuitable {
-            purpose,
-            id: id.to_owned(),
-            does: format!("multiplies {:?} only", kernel.formats),
-        });
+        let does = format!("multiplies {:?} only", kernel.formats);
+        return Err(unsuitable(&purpose, id, &does));
     }
     let detected = match id.rsplit('.').next() {
         Some("int8") => Int8Isa::detect(tier(kernel)).map(MatmulKernel::Int8),
@@ -342,6 +379,7 @@ mod tests {
             let detected = LaneIsa::detect(name).is_some()
                 || Int8Isa::detect(name).is_some()
                 || TileIsa::detect(name).is_some()
+                || PairsIsa::detect(name).is_some()
                 || SpanIsa::detect(name).is_some();
             assert_eq!(
                 detected,
@@ -389,6 +427,23 @@ mod tests {
             other,
             "attention (decode): kernel \"cpu.portable.elementwise\" does \"elementwise\""
         );
+        #[cfg(target_arch = "x86_64")]
+        for (change, reason) in [
+            (
+                refused(|s| s.attention_decode = "cpu.avx512-bf16.attention".into()),
+                "answers runs of many rows only",
+            ),
+            (
+                refused(|s| s.attention_prefill = "cpu.avx512-bf16.attention.pairs".into()),
+                "answers few rows only",
+            ),
+        ] {
+            let reasons = [reason, "which this CPU does not have"];
+            assert!(
+                reasons.iter().any(|reason| change.contains(reason)),
+                "{change}"
+            );
+        }
         let float = ("q4_1".into(), "cpu.portable.matmul.float".into());
         let format = refused(|s| s.matmul.push(float.clone()));
         assert!(format.contains("multiplies [\"f32\", \"f16\", \"bf16\"] only"));

@@ -111,6 +111,12 @@ const TILE_TIERS: &[Tier] = &[
     AVX512_BF16,
 ];
 
+/// Tiers with products of pairs of `bf16`, best first.
+const PAIRS_TIERS: &[Tier] = &[
+    #[cfg(target_arch = "x86_64")]
+    AVX512_BF16,
+];
+
 /// Tiers with products of tiles of bytes, best first.
 const SPAN_TIERS: &[Tier] = &[
     #[cfg(target_arch = "x86_64")]
@@ -154,6 +160,7 @@ const INT8_TIERS: &[Tier] = &[
 /// | id ends in | does |
 /// |---|---|
 /// | `attention` | attention over the paged cache, prefill and decode; in tiles of `bf16` only runs of many queries |
+/// | `attention.pairs` | attention of few queries over a cache of `bf16`, two numbers at a time |
 /// | `matmul.float` | products with float weights, bit for bit the same in any batch |
 /// | `matmul.int8` | products with quantised weights and activations quantised to 8 bits, 32 at a time |
 /// | `matmul.int8-span` | products with weights quantised to less than 8 bits brought to 8 bits, 256 at a time, and activations, 64 at a time, for steps of many rows |
@@ -224,7 +231,27 @@ pub fn catalog() -> Vec<Kernel> {
             tier.rank + 25,
         )
     });
-    lanes.chain(int8).chain(tiles).chain(spans).collect()
+    let pairs = PAIRS_TIERS.iter().map(|tier| Kernel {
+        // Elements of another type would have to be rounded each time they are read.
+        kv_dtypes: names(&["bf16"]),
+        traits: names(&[
+            "batch-invariant",
+            "bf16-activations",
+            "causal",
+            "decode",
+            "sinks",
+            "sliding-window",
+            "soft-cap",
+        ]),
+        id: format!("cpu.{}.attention.pairs", tier.name),
+        ..attention(tier)
+    });
+    lanes
+        .chain(int8)
+        .chain(tiles)
+        .chain(spans)
+        .chain(pairs)
+        .collect()
 }
 
 fn attention(tier: &Tier) -> Kernel {

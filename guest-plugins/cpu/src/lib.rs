@@ -32,11 +32,26 @@ const UNITS: [(&str, &str); 9] = [
     ("asimd", "NEON"),
 ];
 
-/// Does this CPU multiply pairs of `bf16` more slowly than `f32`? Intel's cores take twice the time for the same number of
-/// products (those with AMX have something better); AMD's take half of it.
-fn slow_pairs(facts: &Facts) -> bool {
-    let has = |feature: &str| facts.host.isa.iter().any(|name| name == feature);
-    facts.host.vendor == "GenuineIntel" && has("avx512_bf16") && !has("amx_tile")
+/// How fast a CPU multiplies pairs of `bf16`, if it can.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pairs {
+    None,
+    /// In twice the time that as many products of `f32` take: Intel's cores.
+    Slow,
+    /// In half of it: AMD's.
+    Fast,
+}
+
+fn pairs(facts: &Facts) -> Pairs {
+    match facts.host.vendor.as_str() {
+        _ if !has(facts, "avx512_bf16") => Pairs::None,
+        "GenuineIntel" => Pairs::Slow,
+        _ => Pairs::Fast,
+    }
+}
+
+fn has(facts: &Facts, feature: &str) -> bool {
+    facts.host.isa.iter().any(|name| name == feature)
 }
 
 impl Platform for Cpu {
@@ -47,17 +62,22 @@ impl Platform for Cpu {
         }
     }
 
-    fn preferred(facts: &Facts, op: &str) -> Option<&'static str> {
-        let of_op = match op {
-            "attention" => Some(ATTENTION),
-            "matmul" => Some(FLOAT),
+    fn preferred(facts: &Facts, op: &str, phase: Option<&str>) -> Option<&'static str> {
+        if pairs(facts) != Pairs::Slow {
+            return None;
+        }
+        match (op, phase) {
+            // Few queries are not worth a tile.
+            ("attention", Some("decode")) => Some(ATTENTION),
+            _ if has(facts, "amx_tile") => None,
+            ("attention", _) => Some(ATTENTION),
+            ("matmul", _) => Some(FLOAT),
             _ => None,
-        };
-        of_op.filter(|_| slow_pairs(facts))
+        }
     }
 
     fn why(facts: &Facts, kernel: &Kernel) -> String {
-        if Self::preferred(facts, &kernel.op) == Some(&kernel.id) {
+        if Self::preferred(facts, &kernel.op, Some("decode")) == Some(&kernel.id) {
             return "written for AVX-512, on which this CPU multiplies f32 twice as fast as bf16"
                 .to_owned();
         }
@@ -81,8 +101,12 @@ impl Platform for Cpu {
         Ok(Capabilities {
             // Sums are kept in f32: no kernel of the catalogue computes in less.
             dtypes: names(&["f32"]),
-            // Half the bytes of f32, and more digits than bf16.
-            kv_dtypes: names(&["f16", "bf16", "f32", "q8"]),
+            kv_dtypes: match pairs(facts) {
+                // In pairs a long context is read at twice the speed, and long prompts round to bf16 as it is.
+                Pairs::Fast => names(&["bf16", "f16", "f32", "q8"]),
+                // Half the bytes of f32, and more digits than bf16.
+                _ => names(&["f16", "bf16", "f32", "q8"]),
+            },
             quantization: None,
             fp8_format: None,
             graph: false,

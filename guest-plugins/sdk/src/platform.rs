@@ -27,8 +27,9 @@ pub trait Platform {
         None
     }
 
-    /// The kernel of an operation that goes before better ranks where it can serve. By default none: ranks decide.
-    fn preferred(_: &Facts, _op: &str) -> Option<&'static str> {
+    /// The kernel of an operation, and for attention of a phase, that goes before better ranks where it can serve. By default
+    /// none: ranks decide.
+    fn preferred(_: &Facts, _op: &str, _phase: Option<&str>) -> Option<&'static str> {
         None
     }
 
@@ -105,7 +106,7 @@ pub trait Platform {
     /// Which attention kernel?
     fn select_attention(facts: &Facts, query: &AttentionQuery) -> Decision {
         let need = Need {
-            preferred: Self::preferred(facts, "attention"),
+            preferred: Self::preferred(facts, "attention", Some(&query.phase)),
             ..attention_need(Self::provider(), query)
         };
         decide(facts, &need, |kernel| Self::why(facts, kernel))
@@ -228,7 +229,7 @@ pub fn one_worker_a_core(facts: &Facts, ranks: u32) -> Result<ThreadPlan, Diagno
 /// The kernel of the best rank that can serve.
 pub fn best_rank<P: Platform + ?Sized>(facts: &Facts, op: &str, shape: &OpShape) -> Decision {
     let need = Need {
-        preferred: P::preferred(facts, op),
+        preferred: P::preferred(facts, op, None),
         ..op_need(P::provider(), op, shape)
     };
     decide(facts, &need, |kernel| P::why(facts, kernel))

@@ -326,6 +326,13 @@ impl Lanes for Avx2 {
         // A prefetch of any address, mapped or not, is without effect but on caches.
         avx2!(_mm_prefetch::<_MM_HINT_T0>(at));
     }
+
+    #[inline(always)]
+    fn prefetch_second<T>(self, from: &T, bytes: usize) {
+        let at = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);
+        // As above.
+        avx2!(_mm_prefetch::<_MM_HINT_T1>(at));
+    }
 }
 
 /// The permutation reads three bits of an index; the fourth, moved to the sign, chooses between the halves of the table.

@@ -338,6 +338,13 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn prefetch_second<T>(self, from: &T, bytes: usize) {
+        let at = std::ptr::from_ref(from).cast::<i8>().wrapping_add(bytes);
+        // As above.
+        avx512!(_mm_prefetch::<_MM_HINT_T1>(at));
+    }
+
+    #[inline(always)]
     fn prefetch_all<T>(self, from: &T, bytes: usize) {
         // One decision for all lines.
         let lines = (0..size_of::<T>()).step_by(64);

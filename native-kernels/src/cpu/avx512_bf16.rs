@@ -4,6 +4,7 @@
 //! **Source**: Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2, `VDPBF16PS`.
 
 use super::avx512::Avx512;
+use super::generic::attention::{PairsKernel, Products};
 use super::generic::tile_matmul::{
     PairKernel, PairUnit, ROW_TILE, TileKernel, TileSums, TileUnit, TileWords,
 };
@@ -15,6 +16,18 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512Bf16(Avx512);
 
+/// Where lane `i` of one vector of `bf16` and of another stand, one after the other, when they are to be pairs.
+static SIDE_BY_SIDE: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        order[2 * i] = i as u16;
+        order[2 * i + 1] = 16 + i as u16;
+        i += 1;
+    }
+    order
+};
+
 /// Rows of a tile of activations whose sums are in registers at a time, for two tiles of weights: 16 accumulators, which
 /// hide how long an instruction takes.
 const ROWS: usize = 8;
@@ -23,6 +36,11 @@ impl Avx512Bf16 {
     pub fn detect() -> Option<Self> {
         let lanes = Avx512::detect()?;
         is_x86_feature_detected!("avx512bf16").then_some(Self(lanes))
+    }
+
+    /// The float lanes that go with it.
+    pub fn float_lanes(self) -> Avx512 {
+        self.0
     }
 
     /// Runs a kernel compiled with these instructions.
@@ -39,6 +57,16 @@ impl Avx512Bf16 {
     pub fn widen<K: PairKernel>(self, kernel: K) {
         #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512bf16")]
         fn compiled<K: PairKernel>(unit: Avx512Bf16, kernel: K) {
+            kernel.run(unit);
+        }
+        // SAFETY: the token proves that the CPU has the features.
+        unsafe { compiled(self, kernel) }
+    }
+
+    /// Runs attention compiled with these instructions.
+    pub fn run_pairs<K: PairsKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512bf16")]
+        fn compiled<K: PairsKernel>(unit: Avx512Bf16, kernel: K) {
             kernel.run(unit);
         }
         // SAFETY: the token proves that the CPU has the features.
@@ -120,17 +148,6 @@ impl PairUnit for Avx512Bf16 {
 
     #[inline(always)]
     fn store_pairs(self, a: __m512, b: __m512, to: &mut [bf16; 2 * LANES]) {
-        /// Where lane `i` of the first vector and of the second stand after rounding: the second's come first.
-        static SIDE_BY_SIDE: [u16; 32] = {
-            let mut order = [0; 32];
-            let mut i = 0;
-            while i < 16 {
-                order[2 * i] = i as u16;
-                order[2 * i + 1] = 16 + i as u16;
-                i += 1;
-            }
-            order
-        };
         // SAFETY: the token proves that the CPU has the instructions; what is loaded and stored are arrays of exactly the
         // bytes of a vector, and the unaligned forms are used.
         unsafe {
@@ -150,5 +167,64 @@ impl PairUnit for Avx512Bf16 {
             let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
             _mm512_storeu_si512(to.as_mut_ptr().cast(), rounded);
         }
+    }
+}
+
+impl Products<bf16> for Avx512Bf16 {
+    type Lanes = Avx512;
+    type Factor = [bf16; 2];
+    type Factors = [[bf16; 2]; LANES / 2];
+    type Elements = __m512i;
+
+    const DEPTH: usize = 2;
+    const SUMS: usize = 8;
+    const ZERO: Self::Factors = [[bf16::ZERO; 2]; LANES / 2];
+
+    #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn factor(self, x: &[f32]) -> [bf16; 2] {
+        [bf16::from_f32(x[0]), bf16::from_f32(x[1])]
+    }
+
+    #[inline(always)]
+    fn store(self, x: __m512, to: &mut Self::Factors) {
+        // SAFETY: the token proves that the CPU has the instruction; the factors are exactly the 32 bytes that it gives.
+        unsafe {
+            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), rounded);
+        }
+    }
+
+    #[inline(always)]
+    fn get(self, factors: &Self::Factors, i: usize) -> [bf16; 2] {
+        factors[i]
+    }
+
+    #[inline(always)]
+    fn load(self, first: &[bf16; LANES], last: &[bf16; LANES]) -> __m512i {
+        // SAFETY: the token proves that the CPU has the instructions; what is loaded are arrays of exactly the bytes of a
+        // vector, and the unaligned forms are used.
+        unsafe {
+            let first = _mm256_loadu_si256(first.as_ptr().cast());
+            let last = _mm256_loadu_si256(last.as_ptr().cast());
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), last);
+            let order = _mm512_loadu_si512((&raw const SIDE_BY_SIDE).cast());
+            _mm512_permutexvar_epi16(order, both)
+        }
+    }
+
+    #[inline(always)]
+    fn only(self, elements: __m512i, row: usize) -> __m512i {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe { _mm512_and_si512(elements, _mm512_set1_epi32(0xffff << (16 * row))) }
+    }
+
+    #[inline(always)]
+    fn add(self, sum: __m512, factor: [bf16; 2], elements: __m512i) -> __m512 {
+        self.add_pairs(sum, self.repeat(&factor), elements)
     }
 }

@@ -1,6 +1,7 @@
 //! The tile instructions of x86 in plain Rust, so that the algorithm built on them is tested on machines that do not have
 //! them, and what they do to the last bit is written down.
 
+use super::generic::attention::Products;
 use super::generic::tile_matmul::{
     PairKernel, PairUnit, TileKernel, TileSums, TileUnit, TileWords,
 };
@@ -60,20 +61,77 @@ fn tdpbf16ps(sums: &mut TileSums, a: &TileWords, b: &TileWords) {
     }
 }
 
-/// `VDPBF16PS` for each pair in order: the product of the second of a pair is added to what is there, then that of the
-/// first; the rest as in [`tdpbf16ps`].
-///
-/// **Source**: Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2.
+/// [`add_pair`] for each pair in order.
 fn vdpbf16ps(sums: &mut TileSums, a: &TileWords, b: &TileWords) {
     for (sums, a) in sums.0.iter_mut().zip(&a.0) {
         for (n, sum) in sums.iter_mut().enumerate() {
-            for (a, b) in a.as_chunks::<2>().0.iter().zip(&b.0) {
-                for j in [1, 0] {
-                    let (a, b) = (a[j].to_f32(), b[2 * n + j].to_f32());
-                    *sum = flushed(flushed(a).mul_add(flushed(b), *sum));
-                }
+            for (a, b) in a.as_chunks().0.iter().zip(&b.0) {
+                *sum = add_pair(*sum, *a, [b[2 * n], b[2 * n + 1]]);
             }
         }
+    }
+}
+
+/// A lane of `VDPBF16PS`: the product of the second of a pair is added to what is there, then that of the first; the rest
+/// as in [`tdpbf16ps`].
+///
+/// **Source**: Intel, "Intel 64 and IA-32 Architectures Software Developer's Manual", volume 2.
+fn add_pair(mut sum: f32, a: [bf16; 2], b: [bf16; 2]) -> f32 {
+    for j in [1, 0] {
+        let (a, b) = (a[j].to_f32(), b[j].to_f32());
+        sum = flushed(flushed(a).mul_add(flushed(b), sum));
+    }
+    sum
+}
+
+/// `VDPBF16PS` in attention.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EmulatedPairs;
+
+impl Products<bf16> for EmulatedPairs {
+    type Lanes = Portable;
+    type Factor = [bf16; 2];
+    type Factors = [bf16; LANES];
+    type Elements = [[bf16; 2]; LANES];
+
+    const DEPTH: usize = 2;
+    const SUMS: usize = 8;
+    const ZERO: Self::Factors = [bf16::ZERO; LANES];
+
+    fn lanes(self) -> Portable {
+        Portable
+    }
+
+    fn factor(self, x: &[f32]) -> [bf16; 2] {
+        [x[0], x[1]].map(bf16::from_f32)
+    }
+
+    fn store(self, x: [f32; LANES], to: &mut Self::Factors) {
+        *to = x.map(|x| bf16::from_f32(flushed(x)));
+    }
+
+    fn get(self, factors: &Self::Factors, i: usize) -> [bf16; 2] {
+        [factors[2 * i], factors[2 * i + 1]]
+    }
+
+    fn load(self, first: &[bf16; LANES], last: &[bf16; LANES]) -> Self::Elements {
+        std::array::from_fn(|i| [first[i], last[i]])
+    }
+
+    fn only(self, elements: Self::Elements, row: usize) -> Self::Elements {
+        elements.map(|pair| std::array::from_fn(|j| if j == row { pair[j] } else { bf16::ZERO }))
+    }
+
+    fn add(
+        self,
+        mut sum: [f32; LANES],
+        factor: [bf16; 2],
+        elements: Self::Elements,
+    ) -> [f32; LANES] {
+        for (sum, pair) in sum.iter_mut().zip(elements) {
+            *sum = add_pair(*sum, factor, pair);
+        }
+        sum
     }
 }
 

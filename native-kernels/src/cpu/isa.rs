@@ -12,6 +12,7 @@ use super::avx2::Avx2;
 use super::avx512::{Avx512, Avx512Vnni};
 #[cfg(target_arch = "x86_64")]
 use super::avx512_bf16::Avx512Bf16;
+use super::generic::attention::PairsKernel;
 use super::generic::span_matmul::SpanKernel;
 use super::generic::tile_matmul::{PairKernel, TileKernel};
 #[cfg(target_arch = "aarch64")]
@@ -256,6 +257,53 @@ impl TileIsa {
             TileIsa::Avx512Bf16(unit) => unit.widen(kernel),
             #[cfg(target_arch = "x86_64")]
             TileIsa::Amx(unit) => unit.widen(kernel),
+        }
+    }
+}
+
+/// Instruction sets with products of pairs of `bf16`, for attention of few queries. Holding a value proves that the CPU has
+/// it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PairsIsa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512Bf16),
+}
+
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(unused_variables, reason = "there is no value to run a kernel with")
+)]
+impl PairsIsa {
+    /// The instruction set of that name in the catalogue, if this CPU has it.
+    pub fn detect(name: &str) -> Option<Self> {
+        match name {
+            #[cfg(target_arch = "x86_64")]
+            "avx512-bf16" => Avx512Bf16::detect().map(PairsIsa::Avx512Bf16),
+            _ => None,
+        }
+    }
+
+    /// Runs the kernel, compiled for this instruction set.
+    pub fn run<K: PairsKernel>(self, kernel: K) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            PairsIsa::Avx512Bf16(unit) => unit.run_pairs(kernel),
+        }
+    }
+
+    /// The float lanes that go with it.
+    pub fn lanes(self) -> LaneIsa {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            PairsIsa::Avx512Bf16(unit) => LaneIsa::Avx512(unit.float_lanes()),
+        }
+    }
+
+    /// What the catalogue calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            PairsIsa::Avx512Bf16(_) => "avx512-bf16",
         }
     }
 }

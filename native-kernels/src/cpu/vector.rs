@@ -98,6 +98,13 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Hints that the cache line at `bytes` after the start of `from` will be read; any distance is allowed.
     fn prefetch<T>(self, from: &T, bytes: usize);
 
+    /// As [`prefetch`](Self::prefetch), into the second-level cache at the nearest: for what is far ahead, or too much to
+    /// wait for at a time. By default no different.
+    #[inline(always)]
+    fn prefetch_second<T>(self, from: &T, bytes: usize) {
+        self.prefetch(from, bytes);
+    }
+
     /// Hints that as many bytes as a `T` has will be read `bytes` after the start of `from`.
     #[inline(always)]
     fn prefetch_all<T>(self, from: &T, bytes: usize) {

@@ -1,11 +1,13 @@
 //! The paged KV cache: memory for keys and values in blocks, and what a block looks like inside.
 //!
 //! ```text
-//! cache:  [block][layer][keys, values]
-//! keys:   [kv head][tile of 16 tokens][head_dim][16]        a lane is a token: scores need no sum across lanes
-//! values: [kv head][tile of 16 tokens][16][padded head_dim] a lane is a dimension of the output
+//! cache:  [block][layer]
+//! layer:  [kv head][tile of 16 tokens][keys, values]
+//! keys:   [head_dim][16]                              a lane is a token: scores need no sum across lanes
+//! values: [16][padded head_dim]                       a lane is a dimension of the output
 //! ```
-//! Blocks are outermost, so a cache that is little used is little touched. The padding of values (head sizes that are no
+//! Blocks are outermost, so a cache that is little used is little touched. Keys and values of a tile are read one after the
+//! other and lie so: memory gives long runs faster. The padding of values (head sizes that are no
 //! multiple of 16) stays zero. A tile of bytes is followed by the scales of its tokens, `f32 [16]`.
 
 mod element;
@@ -96,17 +98,12 @@ impl KvLayout {
 
     /// Elements of one layer of a block.
     fn layer_elements(&self) -> usize {
-        self.num_kv_heads * (self.head_keys() + self.head_values())
+        self.num_kv_heads * (self.block_size / LANES) * self.tile()
     }
 
-    /// Elements of the keys of one head in one block.
-    fn head_keys(&self) -> usize {
-        self.block_size / LANES * self.key_tile()
-    }
-
-    /// Elements of the values of one head in one block.
-    fn head_values(&self) -> usize {
-        self.block_size / LANES * self.value_tile()
+    /// Elements of the keys and values of sixteen tokens and one head.
+    fn tile(&self) -> usize {
+        self.key_tile() + self.value_tile()
     }
 
     /// Elements of the keys of sixteen tokens and one head, with their scales.
@@ -358,9 +355,9 @@ pub(crate) fn key_tile(
     kv_head: usize,
     tile: usize,
 ) -> usize {
+    let tiles = layout.block_size / LANES;
     (block as usize * layout.layers + layer) * layout.layer_elements()
-        + kv_head * layout.head_keys()
-        + tile * layout.key_tile()
+        + (kv_head * tiles + tile) * layout.tile()
 }
 
 /// First element of the values of a tile.
@@ -372,10 +369,7 @@ pub(crate) fn value_tile(
     kv_head: usize,
     tile: usize,
 ) -> usize {
-    (block as usize * layout.layers + layer) * layout.layer_elements()
-        + layout.num_kv_heads * layout.head_keys()
-        + kv_head * layout.head_values()
-        + tile * layout.value_tile()
+    key_tile(layout, block, layer, kv_head, tile) + layout.key_tile()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::linear::{Linear, Output};
 use super::mixture::Mixture;
 use super::{Op, Part, Phase, Program, Running, Sequence};
 use crate::Format;
-use crate::bind::{MatmulKernel, PrefillKernel};
+use crate::bind::{DecodeKernel, MatmulKernel, PrefillKernel};
 use crate::cpu::isa::LaneIsa;
 use crate::cpu::panel::QuantBlock;
 use crate::kernel_set::KernelSet;
@@ -353,11 +353,13 @@ impl Attention {
             }
             Part::Merge => {}
             _ => {
-                let decode = running.bound.attention_decode;
                 cost.unit = match running.bound.attention_prefill {
                     PrefillKernel::Tiles(isa) if rows(true) > 0 => tile(isa.name()),
                     PrefillKernel::Lanes(isa) if rows(true) > 0 => lanes(isa),
-                    _ => lanes(decode),
+                    _ => match running.bound.attention_decode {
+                        DecodeKernel::Pairs(isa) => tile(isa.name()),
+                        DecodeKernel::Lanes(isa) => lanes(isa),
+                    },
                 };
                 let pairs: usize = sequences.iter().map(|s| self.seen_pairs(s)).sum();
                 cost.operations = 4 * pairs * heads;

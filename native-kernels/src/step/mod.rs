@@ -27,7 +27,7 @@ pub use linear::{Linear, Output, Weights};
 pub use mixture::{Expert, Mixture};
 pub use rows::Norm;
 
-use crate::bind::{Bound, PrefillKernel};
+use crate::bind::{Bound, DecodeKernel, PrefillKernel};
 use crate::cpu::generic::tile_attention::AttentionScratch;
 use crate::cpu::generic::tile_matmul::TileWords;
 use crate::kernel_set::KernelSet;
@@ -293,7 +293,7 @@ impl Program {
     ///
     /// **Panics** if sequences overlap or are out of order, a table is too short or names a block that the cache does not
     /// have, a token is beyond the vocabulary, a position beyond a table of angles, or a block that is written belongs
-    /// to two sequences.
+    /// to two sequences, or attention in pairs meets a cache of something other than `bf16`.
     pub fn run(
         &mut self,
         kernels: &KernelSet,
@@ -334,6 +334,7 @@ impl Program {
             .unzip();
         let lowering = Lowering {
             tiles: matches!(kernels.bound().attention_prefill, PrefillKernel::Tiles(_)),
+            pairs: matches!(kernels.bound().attention_decode, DecodeKernel::Pairs(_)),
             workers: workers.len(),
             nodes: workers.nodes(),
             sequences: step.sequences,
@@ -434,6 +435,8 @@ impl Storage {
 struct Lowering<'a> {
     /// Is attention of many queries in tiles?
     tiles: bool,
+    /// Is attention of few queries in pairs?
+    pairs: bool,
     workers: usize,
     nodes: &'a Nodes,
     sequences: &'a [Sequence<'a>],

@@ -1,18 +1,19 @@
 //! Attention over a cache that ends at a page that may not be touched, and the writing of it.
 
 use super::{EDGES, Edge, Guarded, Same, lane_isas, page_bytes};
-use crate::cpu::emulated_tiles::Unit;
 use crate::cpu::emulated_tiles::tests::Random;
-use crate::cpu::generic::attention::{Attention, Into, Merge, SEGMENT, partial_len};
+use crate::cpu::emulated_tiles::{EmulatedPairs, Unit};
+use crate::cpu::generic::attention::{Attention, Into, Merge, PairsKernel, SEGMENT, partial_len};
 use crate::cpu::generic::kv_write::{Half, WriteCells};
 use crate::cpu::generic::tile_attention::{
     AttentionScratch, PackRun, RUN, TileAttention, TileLayout,
 };
 use crate::cpu::generic::tile_matmul::TileWords;
-use crate::cpu::isa::LaneIsa;
+use crate::cpu::isa::{LaneIsa, PairsIsa};
 use crate::cpu::vector::LANES;
 use crate::kv_cache::{KvCache, KvCells, KvDtype, KvElement, KvLayout, WithElement, with_element};
 use crate::tensor::{Rows, RowsMut};
+use half::bf16;
 use std::marker::PhantomData;
 
 const LAYER: usize = 1;
@@ -93,10 +94,36 @@ struct Case<'a> {
     sinks: &'a [f32],
 }
 
-/// What lanes make of it, whole and merged from segments, and what every tile unit does.
+/// What multiplies pairs.
+#[derive(Clone, Copy, Debug)]
+enum Pairs {
+    Emulated,
+    Real(PairsIsa),
+}
+
+impl Pairs {
+    /// The emulated unit and, if this CPU has it, the real one.
+    fn all() -> impl Iterator<Item = Self> {
+        let real = PairsIsa::detect("avx512-bf16").map(Pairs::Real);
+        [Pairs::Emulated].into_iter().chain(real)
+    }
+
+    fn run<K: PairsKernel>(self, kernel: K) {
+        match self {
+            Pairs::Emulated => kernel.run(EmulatedPairs),
+            Pairs::Real(isa) => isa.run(kernel),
+        }
+    }
+}
+
+/// Runs attention on some unit.
+type Run<'a, E> = &'a dyn Fn(Attention<'_, E>);
+
+/// What lanes and pairs make of it, each whole and merged from segments, and what every tile unit does.
 struct Outs {
-    whole: Vec<f32>,
-    merged: Vec<f32>,
+    lanes: [Vec<f32>; 2],
+    /// By [`Pairs::all`]; nothing where the cache does not consist of `bf16`.
+    pairs: Vec<[Vec<f32>; 2]>,
     /// By [`Unit::alike`].
     tiles: [Vec<Vec<f32>>; 2],
 }
@@ -110,9 +137,12 @@ impl WithElement for &Case<'_> {
         guard_end::<E>(&cells);
         let block_table = self.shape.block_table(self.edge);
         self.write::<E>(&cells, &block_table);
+        let pairs = Pairs::all().filter(|_| self.shape.dtype == KvDtype::BF16);
         Outs {
-            whole: self.whole::<E>(&cells, &block_table),
-            merged: self.merged::<E>(&cells, &block_table),
+            lanes: self.both::<E>(&cells, &block_table, &|it| self.lanes.run(it)),
+            pairs: pairs
+                .map(|pairs| self.both::<bf16>(&cells, &block_table, &|it| pairs.run(it)))
+                .collect(),
             tiles: Unit::alike().map(|units| {
                 let units = units.into_iter();
                 let tiles = units.map(|unit| self.tiles::<E>(unit, &cells, &block_table));
@@ -123,32 +153,29 @@ impl WithElement for &Case<'_> {
 }
 
 impl Case<'_> {
-    /// In two runs, so that the second begins within a tile.
+    /// In two runs, so that the second begins within a tile, over what is not a number.
     fn write<E: KvElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) {
         let (d, context) = (self.shape.head_dim, self.shape.context_len);
-        for run in [0..context / 2, context / 2..context] {
-            let of = |x: &[f32]| Guarded::new(&x[run.start * d..run.end * d], self.edge);
-            let (keys, values) = (of(self.keys), of(self.values));
-            self.lanes.run(WriteCells::<E> {
-                half: Half::Keys,
-                cells,
-                layer: LAYER,
-                kv_head: KV_HEAD,
-                block_table,
-                position: run.start,
-                rows: Rows::new(&keys, run.len(), d),
-                element: PhantomData,
-            });
-            self.lanes.run(WriteCells::<E> {
-                half: Half::Values,
-                cells,
-                layer: LAYER,
-                kv_head: KV_HEAD,
-                block_table,
-                position: run.start,
-                rows: Rows::new(&values, run.len(), d),
-                element: PhantomData,
-            });
+        let all = block_table.len() * self.shape.block_size;
+        let nan = vec![f32::NAN; all * d];
+        for (run, [keys, values]) in [
+            (0..all, [&nan[..]; 2]),
+            (0..context / 2, [self.keys, self.values]),
+            (context / 2..context, [self.keys, self.values]),
+        ] {
+            for (half, from) in [(Half::Keys, keys), (Half::Values, values)] {
+                let rows = Guarded::new(&from[run.start * d..run.end * d], self.edge);
+                self.lanes.run(WriteCells::<E> {
+                    half,
+                    cells,
+                    layer: LAYER,
+                    kv_head: KV_HEAD,
+                    block_table,
+                    position: run.start,
+                    rows: Rows::new(&rows, run.len(), d),
+                    element: PhantomData,
+                });
+            }
         }
     }
 
@@ -163,11 +190,12 @@ impl Case<'_> {
         block_table: &[u32],
         segments: std::ops::Range<usize>,
         into: Into<'_>,
+        run: Run<'_, E>,
     ) {
         let shape = self.shape;
         let q = Guarded::new(self.q, self.edge);
         let sinks = self.guarded_sinks();
-        self.lanes.run(Attention {
+        run(Attention {
             // SAFETY: nobody writes the cache meanwhile.
             layer: unsafe { cells.layer::<E>(LAYER) },
             kv_head: KV_HEAD,
@@ -184,16 +212,39 @@ impl Case<'_> {
         });
     }
 
-    fn whole<E: KvElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) -> Vec<f32> {
+    /// Whole, and merged from segments.
+    fn both<E: KvElement>(
+        &self,
+        cells: &KvCells<'_>,
+        block_table: &[u32],
+        run: Run<'_, E>,
+    ) -> [Vec<f32>; 2] {
+        [
+            self.whole(cells, block_table, run),
+            self.merged(cells, block_table, run),
+        ]
+    }
+
+    fn whole<E: KvElement>(
+        &self,
+        cells: &KvCells<'_>,
+        block_table: &[u32],
+        run: Run<'_, E>,
+    ) -> Vec<f32> {
         let shape = self.shape;
         let mut out = Guarded::new(&vec![f32::NAN; self.q.len()], self.edge);
         let into = Into::Out(RowsMut::new(&mut out, shape.queries, shape.width()));
         let segments = 0..shape.context_len.div_ceil(SEGMENT);
-        self.attend::<E>(cells, block_table, segments, into);
+        self.attend(cells, block_table, segments, into, run);
         out.to_vec()
     }
 
-    fn merged<E: KvElement>(&self, cells: &KvCells<'_>, block_table: &[u32]) -> Vec<f32> {
+    fn merged<E: KvElement>(
+        &self,
+        cells: &KvCells<'_>,
+        block_table: &[u32],
+        run: Run<'_, E>,
+    ) -> Vec<f32> {
         let shape = self.shape;
         let (len, records) = (partial_len(shape.head_dim), shape.queries * shape.heads);
         let segments = 0..shape.context_len.div_ceil(SEGMENT);
@@ -201,7 +252,7 @@ impl Case<'_> {
             .map(|segment| {
                 let mut partial = Guarded::new(&vec![f32::NAN; records * len], self.edge);
                 let into = Into::Partial(&mut partial);
-                self.attend::<E>(cells, block_table, segment..segment + 1, into);
+                self.attend(cells, block_table, segment..segment + 1, into, run);
                 partial
             })
             .collect();
@@ -302,9 +353,12 @@ fn shapes() -> Vec<Shape> {
 /// Of two ways that round differently. Queries, keys and values are below 1, and rounded to `bf16` a score of `d` products
 /// is off by less than `0.3 sqrt(d) 2^-8` in all likelihood, which is `0.02` for the widest heads; a weight is off by
 /// that and as much for their sum, and weights and values add `2^-8` each.
-fn assert_near(tiles: &[f32], lanes: &[f32], what: &str) {
-    for (tiles, lanes) in tiles.iter().zip(lanes) {
-        assert!((tiles - lanes).abs() < 0.05, "{what}: {tiles} and {lanes}");
+fn assert_near(rounded: &[f32], lanes: &[f32], what: &str) {
+    for (rounded, lanes) in rounded.iter().zip(lanes) {
+        assert!(
+            (rounded - lanes).abs() < 0.05,
+            "{what}: {rounded} and {lanes}"
+        );
     }
 }
 
@@ -318,6 +372,7 @@ fn attention_stays_within_its_memory() {
         let q = random.floats(shape.queries * shape.width());
         let sinks = random.floats(shape.heads);
         let mut lanes_agree = Same(None);
+        let mut pairs_agree = Same(None);
         let mut tiles_agree = [Same(None), Same(None)];
         for edge in EDGES {
             for lanes in lane_isas() {
@@ -332,12 +387,17 @@ fn attention_stays_within_its_memory() {
                 };
                 let outs = with_element(shape.dtype, &case);
                 let what = format!("{shape:?} {edge:?} {lanes:?}");
-                lanes_agree.check(&outs.whole, &what);
-                lanes_agree.check(&outs.merged, &what);
+                let [whole, merged] = &outs.lanes;
+                lanes_agree.check(whole, &what);
+                lanes_agree.check(merged, &what);
+                for out in outs.pairs.as_flattened() {
+                    pairs_agree.check(out, &what);
+                    assert_near(out, whole, &what);
+                }
                 for (agree, outs_of) in tiles_agree.iter_mut().zip(&outs.tiles) {
                     for out in outs_of {
                         agree.check(out, &what);
-                        assert_near(out, &outs.whole, &what);
+                        assert_near(out, whole, &what);
                     }
                 }
             }

@@ -1,7 +1,7 @@
 //! What one chunk of attention does.
 
 use super::{Attention, FEW_ROWS, Item, What};
-use crate::bind::PrefillKernel;
+use crate::bind::{DecodeKernel, PrefillKernel};
 use crate::cpu::generic::attention::{self as kernel, Into, SEGMENT, partial_len};
 use crate::cpu::generic::elementwise::{RmsNorm, Rope};
 use crate::cpu::generic::kv_write::{Half, WriteCells};
@@ -11,6 +11,7 @@ use crate::kv_cache::{KvElement, WithElement};
 use crate::step::rows::{Norm, resized};
 use crate::step::{Buffer, Part, Running, Scratch, Sequence};
 use crate::tensor::{Rows, RowsMut};
+use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -297,24 +298,54 @@ impl Run<'_, '_> {
             }
         };
         let bound = self.running.bound;
-        let isa = match (s.query_len, bound.attention_prefill) {
-            (2.., PrefillKernel::Lanes(isa)) => isa,
-            _ => bound.attention_decode,
-        };
-        isa.run(kernel::Attention {
-            // SAFETY: what the chunk reads was written in the phase before or by itself.
-            layer: unsafe { self.running.cells.layer::<E>(attention.layer) },
-            kv_head,
+        let query = Query {
+            attention,
+            running: self.running,
             block_table: s.block_table,
+            kv_head,
             position: s.position() + rows.start,
-            heads,
-            scale: attention.scale,
-            window: attention.window,
-            soft_cap: attention.soft_cap,
-            sinks: attention.sinks_of(kv_head),
             q: Rows::new(&self.scratch.rows[..rows.len() * width], rows.len(), width),
             segments,
             into,
-        });
+        };
+        match (bound.attention_prefill, bound.attention_decode) {
+            (PrefillKernel::Lanes(isa), _) if s.query_len > FEW_ROWS => isa.run(query.over::<E>()),
+            (_, DecodeKernel::Lanes(isa)) => isa.run(query.over::<E>()),
+            (_, DecodeKernel::Pairs(isa)) => isa.run(query.over::<bf16>()),
+        }
+    }
+}
+
+/// Some rows of a sequence and the heads of one KV head.
+struct Query<'a, 'b> {
+    attention: &'a Attention,
+    running: &'a Running<'b>,
+    block_table: &'a [u32],
+    kv_head: usize,
+    position: usize,
+    q: Rows<'a>,
+    segments: Range<usize>,
+    into: Into<'a>,
+}
+
+impl<'a> Query<'a, '_> {
+    /// As a kernel takes it, in a cache of `E`.
+    fn over<E: KvElement>(self) -> kernel::Attention<'a, E> {
+        let attention = self.attention;
+        kernel::Attention {
+            // SAFETY: what the chunk reads was written in the phase before or by itself.
+            layer: unsafe { self.running.cells.layer::<E>(attention.layer) },
+            kv_head: self.kv_head,
+            block_table: self.block_table,
+            position: self.position,
+            heads: attention.num_heads / attention.num_kv_heads,
+            scale: attention.scale,
+            window: attention.window,
+            soft_cap: attention.soft_cap,
+            sinks: attention.sinks_of(self.kv_head),
+            q: self.q,
+            segments: self.segments,
+            into: self.into,
+        }
     }
 }

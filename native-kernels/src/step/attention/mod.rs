@@ -13,7 +13,7 @@ use super::{Buffer, Lowering, Op, Part, Phase, Program, Running, Scratch, Sequen
 use crate::cpu::generic::attention::{Merge, SEGMENT, partial_len};
 use crate::cpu::generic::tile_attention::{self, TileLayout};
 use crate::cpu::generic::tile_matmul::TileWords;
-use crate::kv_cache::{KvLayout, with_element};
+use crate::kv_cache::{KvDtype, KvLayout, with_element};
 use crate::rope::RopeTable;
 use chunk::Run;
 use std::ops::Range;
@@ -176,6 +176,12 @@ impl Attention {
 
     pub(super) fn phases(&self, lowering: &Lowering<'_>, push: &mut Push<'_>) {
         self.check_cache(&lowering.layout);
+        let dtype = lowering.layout.dtype;
+        assert!(
+            !lowering.pairs || dtype == KvDtype::BF16,
+            "attention in pairs of bf16 over a cache of {}",
+            dtype.name()
+        );
         let sequences = lowering.sequences;
         let long = sequences.iter().filter(|s| s.query_len > FEW_ROWS).count();
         push(Part::WriteCache, 2 * long * self.num_kv_heads, 1);
@@ -282,7 +288,7 @@ impl Attention {
         let cols = head * self.head_dim..(head + 1) * self.head_dim;
         // SAFETY: each chunk has a row and head of its own.
         let mut out = unsafe { running.part(self.out, row..row + 1, cols) };
-        running.bound.attention_decode.run(Merge {
+        running.bound.attention_decode.lanes().run(Merge {
             partials: &partials,
             sink: self.sinks.as_ref().map(|sinks| sinks[head]),
             out: out.row_mut(0),

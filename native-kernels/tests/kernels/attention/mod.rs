@@ -310,17 +310,32 @@ fn bound(shape: &Shape, keys: usize) -> f64 {
 
 /// Kernels for runs of many queries alone, by id, each beside the best of this CPU for everything else.
 fn tile_kernels() -> Vec<(String, KernelSet)> {
-    let many = |kernel: &Kernel| !kernel.traits.iter().any(|t| t == "decode");
+    only_for("prefill")
+}
+
+/// Kernels for few queries alone, by id, each beside the best of this CPU for everything else.
+fn pairs_kernels() -> Vec<(String, KernelSet)> {
+    only_for("decode")
+}
+
+fn only_for(phase: &str) -> Vec<(String, KernelSet)> {
+    let other = if phase == "decode" {
+        "prefill"
+    } else {
+        "decode"
+    };
+    let only = |kernel: &Kernel| !kernel.traits.iter().any(|t| t == other);
     let kernels = catalog()
         .into_iter()
         .filter(|kernel| kernel.op == "attention");
     kernels
-        .filter(many)
+        .filter(only)
         .filter_map(|kernel| {
-            let selection = Selection {
-                attention_prefill: kernel.id.clone(),
-                ..Selection::best()
-            };
+            let mut selection = Selection::best();
+            match phase {
+                "decode" => selection.attention_decode = kernel.id.clone(),
+                _ => selection.attention_prefill = kernel.id.clone(),
+            }
             let set = KernelSet::bind(&selection).ok()?;
             Some((kernel.id, set))
         })

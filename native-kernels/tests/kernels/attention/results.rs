@@ -1,12 +1,14 @@
 //! Attention against the reference, in any chunks and company, on every instruction set.
 
 use super::{
-    Case, Heads, Operation, UNTOUCHED, long_shapes, shape, shapes, tile_bound, tile_kernels,
+    Case, Heads, Operation, Shape, UNTOUCHED, long_shapes, pairs_kernels, shape, shapes,
+    tile_bound, tile_kernels,
 };
 use crate::support::{Random, bits, normed, runnable};
 use plinth_kernels::{
     KernelSet, KvDtype, Norm, RopeLayout, RopeTable, Selection, Sequence, Workers, reference,
 };
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 #[test]
@@ -57,6 +59,51 @@ fn attention_in_tiles_is_as_exact_as_its_numbers() {
                 assert!(worst <= 1.0, "{} {shape:?}: {worst} of the bound", id);
             }
         }
+    }
+}
+
+/// Steps of few rows in pairs: alone and in company, in chunks of any size, within the bound and with the same bits.
+#[test]
+fn attention_in_pairs_is_as_exact_as_its_numbers_and_always_the_same() {
+    let (alone, three) = (Workers::new(1, &[]).unwrap(), Workers::new(3, &[]).unwrap());
+    let mut random = Random::new(13);
+    let of_bf16 = |shape: &Shape| shape.dtype == KvDtype::BF16;
+    for (id, set) in pairs_kernels() {
+        println!("{id}: measured");
+        for shape in shapes().into_iter().chain(long_shapes()).filter(of_bf16) {
+            let case = Case::new(shape, &[35, 1100], &mut random);
+            let mixed: Vec<_> = (0..7)
+                .map(|_| vec![(0, 5), (1, 13)])
+                .chain((0..1009).map(|_| vec![(1, 1)]))
+                .collect();
+            let mut expected = None;
+            for (workers, steps) in [
+                (&alone, case.chunks(16)),
+                (&three, case.chunks(16)),
+                (&three, case.chunks(7)),
+                (&three, mixed),
+            ] {
+                let outs = case.run(&set, workers, &steps);
+                let worst = case.worst_of(&outs, tile_bound);
+                assert!(worst <= 1.0, "{id} {shape:?}: {worst} of the bound");
+                let outs: Vec<_> = outs.iter().map(|out| bits(out)).collect();
+                let expected = expected.get_or_insert_with(|| outs.clone());
+                assert!(outs == *expected, "{id} {shape:?}: other bits");
+            }
+        }
+    }
+}
+
+#[test]
+fn pairs_of_bf16_are_not_read_out_of_another_cache() {
+    let workers = Workers::new(1, &[]).unwrap();
+    let shape = shape((1, 1, 8), 16, KvDtype::F16, None, None);
+    let case = Case::new(shape, &[3], &mut Random::new(14));
+    for (id, set) in pairs_kernels() {
+        let run = AssertUnwindSafe(|| case.run(&set, &workers, &case.whole()));
+        let refused = catch_unwind(run).expect_err("it refuses");
+        let said = refused.downcast_ref::<String>().expect("it says why");
+        assert!(said.contains("over a cache of f16"), "{id}: {said}");
     }
 }
 
