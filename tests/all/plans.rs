@@ -75,6 +75,31 @@ fn pairs_of_bf16_serve_where_they_are_fast() {
     );
 }
 
+/// One query has little to multiply, but a long context makes it wait for that as for memory: the cache is of what pairs
+/// take where they are fast, and nowhere else.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn decode_attends_in_pairs_where_they_are_fast() {
+    let plan = |machine: &str, more: &[&str]| {
+        let plan = json_plan(&[&["--facts", &facts(machine)], more].concat());
+        let dtype = plan["engine"]["kv_dtype"].as_str().map(str::to_owned);
+        (
+            dtype.expect("a cache"),
+            plan["kernels"]["attention_decode"].clone(),
+        )
+    };
+    let (pairs, lanes) = ("cpu.avx512-bf16.attention.pairs", "cpu.avx512.attention");
+    assert_eq!(
+        plan("epyc-zen4", &[]),
+        ("bf16".to_owned(), json!(pairs)),
+        "AMD"
+    );
+    let f16 = plan("epyc-zen4", &["--kv-dtype", "f16"]);
+    assert_eq!(f16, ("f16".to_owned(), json!(lanes)), "another cache");
+    let intel = plan("xeon-spr-2s", &["--kv-dtype", "bf16"]);
+    assert_eq!(intel, ("bf16".to_owned(), json!(lanes)), "Intel");
+}
+
 /// A model that the engine can run is of no use if no kernel of the catalogue is said to serve it.
 #[test]
 fn every_kind_of_model_that_runs_has_a_plan_here() {

@@ -25,6 +25,10 @@
 //! with the same operations whatever other queries share the tile and whoever computes a segment. So the result is the
 //! same bits however a prompt was chunked and whatever else is in the batch. Queries that share a tile only share its
 //! loads: the heads of one KV head, and in a prompt neighbouring positions.
+//!
+//! **Error** where products are made in pairs of `bf16`: queries and weights are rounded to it, so a score is within `2^-8`
+//! of the sum of magnitudes it consists of, and the result by `2^-8` of the largest value more. The normaliser sums weights
+//! that are not rounded.
 
 mod merge;
 mod products;
