@@ -102,7 +102,7 @@ impl Platform for Cpu {
             // Sums are kept in f32: no kernel of the catalogue computes in less.
             dtypes: names(&["f32"]),
             kv_dtypes: match pairs(facts) {
-                // In pairs a long context is read at twice the speed, and long prompts round to bf16 as it is.
+                // Half the instructions for a long context, and prompts are rounded to bf16 by their kernels as it is.
                 Pairs::Fast => names(&["bf16", "f16", "f32", "q8"]),
                 // Half the bytes of f32, and more digits than bf16.
                 _ => names(&["f16", "bf16", "f32", "q8"]),
