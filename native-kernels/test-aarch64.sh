@@ -20,9 +20,6 @@ if ! command -v qemu-aarch64 > /dev/null || ! command -v aarch64-linux-gnu-gcc >
   fi
 fi
 
-# Tests that go too far on purpose would leave files.
-ulimit -c 0
-
 # $1: the CPU, the rest: what to run.
 run() {
   printf '\n-- %s\n' "$1"
@@ -30,6 +27,7 @@ run() {
     cargo test --target "$target" --package plinth-kernels --lib --locked "${without_checks[@]}" -- --show-output "${@:2}"
 }
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-D warnings"
 # Native tests have these checks; without them this compiles in two thirds of the time.
 without_checks=()
 for setting in overflow-checks debug-assertions debug; do

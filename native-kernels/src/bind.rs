@@ -249,7 +249,9 @@ fn decode_kernel(catalog: &[Kernel], id: &str) -> Result<DecodeKernel, BindError
         return Err(unsuitable(PURPOSE, id, "answers runs of many rows only"));
     }
     Ok(match id.ends_with(PAIRS) {
-        true => DecodeKernel::Pairs(PairsIsa::detect(tier(kernel)).expect("as `lane_isa` expects")),
+        true => PairsIsa::detect(tier(kernel))
+            .map(DecodeKernel::Pairs)
+            .expect("as `lane_isa` expects"),
         false => DecodeKernel::Lanes(lane_isa(kernel)),
     })
 }
