@@ -32,6 +32,12 @@ unsafe impl Pod for bf16 {}
 // SAFETY: an array has the layout of its elements side by side.
 unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 
+/// The value whose bytes are all zero.
+pub(crate) fn zeroed<T: Pod>() -> T {
+    // SAFETY: `T` is `Pod`, so any bytes are a value.
+    unsafe { std::mem::zeroed() }
+}
+
 /// The bytes as values of `T`.
 ///
 /// **Panics** if they are not aligned for it or no whole number of it.

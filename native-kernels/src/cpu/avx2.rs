@@ -1,9 +1,9 @@
 //! Lanes on AVX2 with FMA and F16C: sixteen lanes are two registers of eight.
 
 use super::generic::dot::{Maddubs, bytes_by_maddubs, nibbles_by_maddubs};
-use super::vector::{I32Of, Int8, Int8Kernel, LANES, LaneKernel, Lanes, Quads, Unpack};
+use super::vector::{Int8, Int8Kernel, LANES, LaneKernel, Lanes, Quads, SumOf, Unpack};
 use half::{bf16, f16};
-use std::arch::x86_64::*;
+use std::arch::{asm, x86_64::*};
 
 /// Proof that the CPU has AVX2, FMA and F16C: only [`Avx2::detect`] makes one.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +58,7 @@ impl Lanes for Avx2 {
     type I32 = I;
 
     const ROWS: usize = 4;
-    const ACCUMULATORS: usize = 4;
+    const ACCUMULATORS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -397,8 +397,22 @@ impl Quads for Avx2 {
     type Bytes = I;
 
     #[inline(always)]
+    fn lanes(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
     fn load(self, from: &[u8; 64]) -> I {
         self.load_quads(from)
+    }
+
+    #[inline(always)]
+    fn store(self, x: I, to: &mut [u8; 64]) {
+        let to = to.as_mut_ptr();
+        avx2!({
+            _mm256_storeu_si256(to.cast(), x[0]);
+            _mm256_storeu_si256(to.add(32).cast(), x[1]);
+        })
     }
 
     #[inline(always)]
@@ -470,6 +484,23 @@ impl Quads for Avx2 {
     }
 }
 
+/// No instruction at all, but one that the sums of four rows have to be ready for.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn hold([a, b, c, d]: &mut [I; 4]) {
+    // SAFETY: does nothing.
+    unsafe {
+        asm!(
+            "/* {0} {1} {2} {3} {4} {5} {6} {7} */",
+            inout(ymm_reg) a[0], inout(ymm_reg) a[1],
+            inout(ymm_reg) b[0], inout(ymm_reg) b[1],
+            inout(ymm_reg) c[0], inout(ymm_reg) c[1],
+            inout(ymm_reg) d[0], inout(ymm_reg) d[1],
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+}
+
 impl Maddubs for Avx2 {
     type Pairs = I;
 
@@ -495,6 +526,13 @@ impl Maddubs for Avx2 {
     }
 
     #[inline(always)]
+    fn hold<const R: usize>(self, sums: &mut [I; R]) {
+        if let Some(sums) = sums.as_mut_array() {
+            avx2!(hold(sums));
+        }
+    }
+
+    #[inline(always)]
     fn flip(self, x: I) -> I {
         avx2!({
             let sign = _mm256_set1_epi8(i8::MIN);
@@ -514,14 +552,8 @@ impl Maddubs for Avx2 {
 }
 
 impl Int8 for Avx2 {
-    type Lanes = Self;
-
     const ROWS: usize = 4;
-
-    #[inline(always)]
-    fn lanes(self) -> Self {
-        self
-    }
+    const LOOSE_ROWS: Option<usize> = Some(12);
 
     #[inline(always)]
     fn dot_nibbles<const R: usize, const ZERO: i32>(
@@ -529,7 +561,7 @@ impl Int8 for Avx2 {
         weights: &[[u8; 64]; 4],
         q: [&[[i8; 4]; 8]; R],
         sums: [i32; R],
-    ) -> [I32Of<Self>; R] {
+    ) -> [SumOf<Self>; R] {
         nibbles_by_maddubs::<Self, R, ZERO>(self, weights, q, sums)
     }
 
@@ -539,7 +571,7 @@ impl Int8 for Avx2 {
         weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
-    ) -> [I32Of<Self>; R] {
+    ) -> [SumOf<Self>; R] {
         bytes_by_maddubs::<Self, R, P, BITS, ZERO>(self, weights, q, sums)
     }
 }

@@ -396,8 +396,18 @@ impl Quads for Avx512Vnni {
     type Bytes = __m512i;
 
     #[inline(always)]
+    fn lanes(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
     fn load(self, from: &[u8; 64]) -> __m512i {
         self.0.load_quads(from)
+    }
+
+    #[inline(always)]
+    fn store(self, x: __m512i, to: &mut [u8; 64]) {
+        avx512!(_mm512_storeu_si512(to.as_mut_ptr().cast(), x))
     }
 
     #[inline(always)]
@@ -458,11 +468,6 @@ impl Quads for Avx512Vnni {
 
 impl Dpbusd for Avx512Vnni {
     const ROWS: usize = 8;
-
-    #[inline(always)]
-    fn lanes(self) -> Avx512 {
-        self.0
-    }
 
     #[inline(always)]
     fn dpbusd(self, sum: __m512i, w: __m512i, q: __m512i) -> __m512i {

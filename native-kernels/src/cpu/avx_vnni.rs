@@ -32,11 +32,7 @@ quads_of!(AvxVnni, Avx2);
 
 impl Dpbusd for AvxVnni {
     const ROWS: usize = 4;
-
-    #[inline(always)]
-    fn lanes(self) -> Avx2 {
-        self.0
-    }
+    const LOOSE_ROWS: Option<usize> = Some(12);
 
     #[inline(always)]
     fn dpbusd(self, sum: I, w: I, q: I) -> I {

@@ -24,8 +24,16 @@ macro_rules! emulated_quads {
             type Lanes = Portable;
             type Bytes = [u8; 64];
 
+            fn lanes(self) -> Portable {
+                Portable
+            }
+
             fn load(self, from: &[u8; 64]) -> [u8; 64] {
                 *from
+            }
+
+            fn store(self, x: [u8; 64], to: &mut [u8; 64]) {
+                *to = x;
             }
 
             fn repeat(self, q: &[i8; 4]) -> [u8; 64] {
@@ -91,11 +99,6 @@ emulated_quads!(EmulatedSdot);
 impl Dpbusd for EmulatedVnni {
     const ROWS: usize = 8;
 
-    #[inline(always)]
-    fn lanes(self) -> Portable {
-        Portable
-    }
-
     fn dpbusd(self, sum: [i32; LANES], w: [u8; 64], q: [u8; 64]) -> [i32; LANES] {
         from_fn(|lane| {
             let products =
@@ -108,11 +111,6 @@ impl Dpbusd for EmulatedVnni {
 impl Dpbusd for EmulatedSdot {
     const ROWS: usize = 4;
     const CENTRE: i32 = 128;
-
-    #[inline(always)]
-    fn lanes(self) -> Portable {
-        Portable
-    }
 
     fn centred(self, w: [u8; 64]) -> [u8; 64] {
         w.map(|w| w ^ 0x80)
@@ -162,13 +160,7 @@ impl Maddubs for EmulatedMaddubs {
 }
 
 impl Int8 for EmulatedMaddubs {
-    type Lanes = Portable;
-
     const ROWS: usize = 4;
-
-    fn lanes(self) -> Portable {
-        Portable
-    }
 
     fn dot_nibbles<const R: usize, const ZERO: i32>(
         self,

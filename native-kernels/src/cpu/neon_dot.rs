@@ -71,9 +71,20 @@ impl Quads for Neon {
     type Bytes = Bytes;
 
     #[inline(always)]
+    fn lanes(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
     fn load(self, from: &[u8; 64]) -> Bytes {
         let at = from.as_ptr();
         neon!(i => vld1q_u8(at.add(16 * i)))
+    }
+
+    #[inline(always)]
+    fn store(self, x: Bytes, to: &mut [u8; 64]) {
+        let to = to.as_mut_ptr();
+        neon!(i => vst1q_u8(to.add(16 * i), x[i]));
     }
 
     #[inline(always)]
@@ -134,11 +145,6 @@ impl Dpbusd for Neon {
     const CENTRE: i32 = 128;
 
     #[inline(always)]
-    fn lanes(self) -> Neon {
-        self
-    }
-
-    #[inline(always)]
     fn centred(self, w: Bytes) -> Bytes {
         flip(w)
     }
@@ -157,11 +163,6 @@ impl Dpbusd for Neon {
 impl Dpbusd for NeonDotprod {
     const ROWS: usize = 4;
     const CENTRE: i32 = 128;
-
-    #[inline(always)]
-    fn lanes(self) -> Neon {
-        self.0
-    }
 
     #[inline(always)]
     fn centred(self, w: Bytes) -> Bytes {
@@ -184,11 +185,6 @@ impl Dpbusd for NeonDotprod {
 
 impl Dpbusd for NeonI8mm {
     const ROWS: usize = 4;
-
-    #[inline(always)]
-    fn lanes(self) -> Neon {
-        self.0
-    }
 
     #[inline(always)]
     fn dpbusd(self, mut sum: I, w: Bytes, q: Bytes) -> I {

@@ -1,6 +1,6 @@
 //! Lanes in plain Rust: runs everywhere, and is the meaning of the lane layer that the other instances must equal.
 
-use super::vector::{I32Of, Int8, LANES, Lanes, Quads, Unpack};
+use super::vector::{Int8, LANES, Lanes, Quads, SumOf, Unpack};
 use half::{bf16, f16};
 use std::array::from_fn;
 
@@ -192,8 +192,18 @@ impl Quads for Portable {
     type Bytes = [u8; 64];
 
     #[inline(always)]
+    fn lanes(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
     fn load(self, from: &[u8; 64]) -> [u8; 64] {
         *from
+    }
+
+    #[inline(always)]
+    fn store(self, x: [u8; 64], to: &mut [u8; 64]) {
+        *to = x;
     }
 
     #[inline(always)]
@@ -241,14 +251,7 @@ impl Quads for Portable {
 }
 
 impl Int8 for Portable {
-    type Lanes = Self;
-
     const ROWS: usize = 4;
-
-    #[inline(always)]
-    fn lanes(self) -> Self {
-        self
-    }
 
     #[inline(always)]
     fn dot_nibbles<const R: usize, const ZERO: i32>(
@@ -256,7 +259,7 @@ impl Int8 for Portable {
         weights: &[[u8; 64]; 4],
         q: [&[[i8; 4]; 8]; R],
         _: [i32; R],
-    ) -> [I32Of<Self>; R] {
+    ) -> [SumOf<Self>; R] {
         let mut dots = [[0; LANES]; R];
         for (p, weights) in weights.iter().enumerate() {
             let low = weights.map(|byte| (byte & 0x0f) as i8 - ZERO as i8);
@@ -275,7 +278,7 @@ impl Int8 for Portable {
         weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         _: [i32; R],
-    ) -> [I32Of<Self>; R] {
+    ) -> [SumOf<Self>; R] {
         let mut dots = [[0; LANES]; R];
         #[allow(
             clippy::needless_range_loop,

@@ -131,15 +131,11 @@ pub(crate) fn store_part<L: Lanes>(lanes: L, x: L::F32, to: &mut [f32]) {
 }
 
 /// Dot products of small integers: sixteen outputs side by side, four inputs in each lane.
-pub(crate) trait Int8: Copy + Send + Sync + 'static {
-    /// The float lanes that go with it.
-    type Lanes: Lanes;
-
+pub(crate) trait Int8: Quads + Send + Sync + 'static {
     /// Rows of a register block in a quantised matrix product.
     const ROWS: usize;
-
-    /// The float lanes that go with it.
-    fn lanes(self) -> Self::Lanes;
+    /// Rows from which on it pays to take integers apart once for all of them, where it was seen to pay.
+    const LOOSE_ROWS: Option<usize> = None;
 
     /// `sum over k of (weight[k] - ZERO) * q[r][k]` for sixteen outputs and 32 inputs.
     ///
@@ -152,7 +148,7 @@ pub(crate) trait Int8: Copy + Send + Sync + 'static {
         weights: &[[u8; 64]; 4],
         q: [&[[i8; 4]; 8]; R],
         sums: [i32; R],
-    ) -> [I32Of<Self>; R];
+    ) -> [SumOf<Self>; R];
 
     /// `sum over k of (weight[k] - ZERO) * q[r][k]` for sixteen outputs and `4 * P` inputs (16 or 32), with weights
     /// below `1 << BITS`.
@@ -163,7 +159,7 @@ pub(crate) trait Int8: Copy + Send + Sync + 'static {
         weights: &impl Unpack<P>,
         q: [&[[i8; 4]; P]; R],
         sums: [i32; R],
-    ) -> [I32Of<Self>; R];
+    ) -> [SumOf<Self>; R];
 }
 
 /// Small unsigned integers of sixteen outputs x `4 * P` inputs, in whatever layout, that become bytes on their way into
@@ -183,12 +179,14 @@ impl<const P: usize> Unpack<P> for [[u8; 64]; P] {
 
 /// Bytes of sixteen outputs x 4 inputs, and how to take them apart.
 pub(crate) trait Quads: Copy {
-    /// The float lanes whose integers the sums are.
+    /// The float lanes that go with it, whose integers the sums are.
     type Lanes: Lanes;
     /// 64 bytes.
     type Bytes: Copy;
 
+    fn lanes(self) -> Self::Lanes;
     fn load(self, from: &[u8; 64]) -> Self::Bytes;
+    fn store(self, x: Self::Bytes, to: &mut [u8; 64]);
     /// The same four bytes sixteen times.
     fn repeat(self, q: &[i8; 4]) -> Self::Bytes;
     fn low_nibbles(self, x: Self::Bytes) -> Self::Bytes;
@@ -212,7 +210,9 @@ macro_rules! quads_of {
             type Bytes = <$base as $crate::cpu::vector::Quads>::Bytes;
             quads_of! {
                 @ $base:
+                lanes() -> Self::Lanes,
                 load(from: &[u8; 64]) -> Self::Bytes,
+                store(x: Self::Bytes, to: &mut [u8; 64]) -> (),
                 repeat(q: &[i8; 4]) -> Self::Bytes,
                 low_nibbles(x: Self::Bytes) -> Self::Bytes,
                 high_nibbles(x: Self::Bytes) -> Self::Bytes,
@@ -240,9 +240,6 @@ pub(crate) use quads_of;
 
 /// Sixteen `i32`.
 pub(crate) type SumOf<Q> = <<Q as Quads>::Lanes as Lanes>::I32;
-
-/// The integer vector of an [`Int8`] instance.
-pub(crate) type I32Of<I> = <<I as Int8>::Lanes as Lanes>::I32;
 
 /// An algorithm over float lanes, with its arguments. `run` is `inline(always)` in every implementation, so that it is
 /// compiled with the instructions of the instance that calls it.

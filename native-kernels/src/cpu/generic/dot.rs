@@ -20,11 +20,10 @@ use crate::cpu::vector::{Int8, Quads, SumOf, Unpack};
 pub(crate) trait Dpbusd: Quads + Send + Sync + 'static {
     /// Rows of a register block in a quantised matrix product.
     const ROWS: usize;
+    /// As [`Int8::LOOSE_ROWS`].
+    const LOOSE_ROWS: Option<usize> = None;
     /// What [`centred`](Self::centred) takes from weights: 128 where the instruction wants them signed.
     const CENTRE: i32 = 0;
-
-    /// The float lanes that go with it.
-    fn lanes(self) -> Self::Lanes;
 
     /// Weights of 8 bits as the instruction wants them. Smaller ones are so already.
     fn centred(self, w: Self::Bytes) -> Self::Bytes {
@@ -45,6 +44,9 @@ pub(crate) trait Maddubs: Quads {
     fn add_pairs(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
     /// The sums of two neighbours.
     fn widen(self, x: Self::Pairs) -> SumOf<Self>;
+    /// Sums so far, of which a compiler must not put off any: else it works row by row, and weights that it has in registers
+    /// go through memory once for each. For sums that fit in registers with nothing else that has to.
+    fn hold<const R: usize>(self, _sums: &mut [Self::Pairs; R]) {}
     /// Flips the sign bit of each byte.
     fn flip(self, x: Self::Bytes) -> Self::Bytes;
     /// Magnitudes, 128 for -128.
@@ -71,14 +73,8 @@ macro_rules! unrolled {
 }
 
 impl<D: Dpbusd> Int8 for D {
-    type Lanes = <D as Quads>::Lanes;
-
     const ROWS: usize = D::ROWS;
-
-    #[inline(always)]
-    fn lanes(self) -> <D as Quads>::Lanes {
-        Dpbusd::lanes(self)
-    }
+    const LOOSE_ROWS: Option<usize> = D::LOOSE_ROWS;
 
     #[inline(always)]
     fn dot_nibbles<const R: usize, const ZERO: i32>(
@@ -161,10 +157,15 @@ pub(crate) fn nibbles_by_maddubs<M: Maddubs, const R: usize, const ZERO: i32>(
         let (low, high) = (m.low_nibbles(bytes), m.high_nibbles(bytes));
         for r in 0..R {
             let products = m.maddubs(low, m.repeat(&q[r][p]));
-            pairs[r] = m.add_pairs(pairs[r], products);
+            pairs[r] = if p == 0 {
+                products
+            } else {
+                m.add_pairs(pairs[r], products)
+            };
             let products = m.maddubs(high, m.repeat(&q[r][4 + p]));
             pairs[r] = m.add_pairs(pairs[r], products);
         }
+        m.hold(&mut pairs);
     }
     let mut dots = [m.splat(0); R];
     for r in 0..R {
@@ -213,19 +214,19 @@ fn small_bytes_by_maddubs<
         dots[r] = m.splat(-ZERO * sums[r]);
     }
     let zero = m.repeat(&[0; 4]);
-    let none = m.maddubs(zero, zero);
-    let mut pairs = [none; R];
+    let mut pairs = [m.maddubs(zero, zero); R];
     unrolled!(p in 0..P {
         let weights = weights.quad(m, p);
         for r in 0..R {
             let products = m.maddubs(weights, m.repeat(&q[r][p]));
-            pairs[r] = m.add_pairs(pairs[r], products);
+            pairs[r] = if p % fit == 0 { products } else { m.add_pairs(pairs[r], products) };
         }
         if (p + 1) % fit == 0 || p + 1 == P {
             for r in 0..R {
                 dots[r] = m.add(dots[r], m.widen(pairs[r]));
-                pairs[r] = none;
             }
+        } else if fit >= P {
+            m.hold(&mut pairs);
         }
     });
     dots
@@ -260,7 +261,7 @@ mod tests {
     use crate::cpu::emulated::{EmulatedMaddubs, EmulatedSdot, EmulatedVnni};
     use crate::cpu::isa::Int8Isa;
     use crate::cpu::portable::Portable;
-    use crate::cpu::vector::{Int8, Int8Kernel, LANES, Lanes};
+    use crate::cpu::vector::{Int8, Int8Kernel, LANES, Lanes, SumOf};
 
     /// All dot products of one set of weights and activations.
     #[derive(Clone)]
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[inline(always)]
-    fn push<I: Int8>(int8: I, dots: [<I::Lanes as Lanes>::I32; 4], out: &mut Vec<f32>) {
+    fn push<I: Int8>(int8: I, dots: [SumOf<I>; 4], out: &mut Vec<f32>) {
         for dot in dots {
             let mut lanes = [0.0; LANES];
             int8.lanes().store(int8.lanes().to_f32(dot), &mut lanes);

@@ -10,14 +10,18 @@
 //! **Invariant:** the float steps of an output element are the same, in the same order, whatever R is; and since the
 //! integers are exact, on every instance. So these kernels, too, give a row the same bits in any batch.
 //!
+//! For many rows a panel's integers are taken apart into bytes once and for all of them ([`PanelBlock::loosen`]); what is
+//! multiplied is the same.
+//!
 //! For up to two rows, which wait for memory, panels are taken from several places of the range side by side, each a stream
 //! of its own (see [`Streaming`]).
 
 use super::float_matmul::Finish;
 use super::row_groups::RowGroups;
 use crate::cpu::isa::Streaming;
-use crate::cpu::panel::{F32Of, PanelBlock, QuantBlock};
+use crate::cpu::panel::{F32Of, Multiplier, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, Int8Kernel, LANES, Lanes};
+use crate::memory;
 use crate::tensor::RowsMut;
 use std::ops::Range;
 
@@ -52,16 +56,23 @@ impl<B: PanelBlock> Int8Kernel for Int8Matmul<'_, B> {
         let row_bytes = self.k / 32 * size_of::<QuantBlock>();
         let resident = (RESIDENT_BYTES / row_bytes.max(1)).max(1);
         let resident = resident.next_multiple_of(I::ROWS);
+        let mut loose = Vec::new();
         let mut row = 0;
         while row < self.out.rows() {
             let rows = row..self.out.rows().min(row + resident);
             row = rows.end;
-            self.rows(int8, rows);
+            match I::LOOSE_ROWS {
+                Some(least) if B::TIGHT && rows.len() >= least => {
+                    loose.resize(self.blocks(), memory::zeroed());
+                    self.loose_rows(int8, rows, &mut loose);
+                }
+                _ => self.rows(int8, rows),
+            }
         }
     }
 }
 
-impl<B: PanelBlock> Int8Matmul<'_, B> {
+impl<'a, B: PanelBlock> Int8Matmul<'a, B> {
     #[inline(always)]
     fn rows<I: Int8>(&mut self, int8: I, rows: Range<usize>) {
         let mut panels = self.panels.clone();
@@ -74,13 +85,55 @@ impl<B: PanelBlock> Int8Matmul<'_, B> {
             panels.start += streamed;
         }
         for panel in panels {
-            for (row, group) in RowGroups::new(rows.clone(), I::ROWS) {
-                match group {
-                    8 if I::ROWS >= 8 => self.block::<I, 8, 1>(int8, [panel], row),
-                    4 => self.block::<I, 4, 1>(int8, [panel], row),
-                    2 => self.block::<I, 2, 1>(int8, [panel], row),
-                    _ => self.block::<I, 1, 1>(int8, [panel], row),
-                }
+            self.groups(
+                int8,
+                rows.clone(),
+                panel,
+                self.panel(panel),
+                self.streaming.ahead,
+            );
+        }
+    }
+
+    /// As [`rows`](Self::rows), by way of bytes.
+    #[inline(always)]
+    fn loose_rows<I: Int8>(&mut self, int8: I, rows: Range<usize>, loose: &mut [B::Loose]) {
+        for panel in self.panels.clone() {
+            for (block, to) in self.panel(panel).iter().zip(&mut *loose) {
+                int8.lanes().prefetch_all(block, self.streaming.ahead);
+                block.loosen(int8, to);
+            }
+            self.groups(int8, rows.clone(), panel, loose, 0);
+        }
+    }
+
+    /// Blocks of a panel.
+    #[inline(always)]
+    fn blocks(&self) -> usize {
+        self.k / (32 * B::GROUPS)
+    }
+
+    #[inline(always)]
+    fn panel(&self, panel: usize) -> &'a [B] {
+        &self.weights[panel * self.blocks()..][..self.blocks()]
+    }
+
+    /// One panel, whose blocks are `weights`, in groups of rows.
+    #[inline(always)]
+    fn groups<I: Int8, W: Multiplier>(
+        &mut self,
+        int8: I,
+        rows: Range<usize>,
+        panel: usize,
+        weights: &[W],
+        ahead: usize,
+    ) {
+        for (row, group) in RowGroups::new(rows, I::ROWS) {
+            match group {
+                8 if I::ROWS >= 8 => self.block::<I, W, 8, 1>(int8, [(panel, weights)], row, ahead),
+                4 => self.block::<I, W, 4, 1>(int8, [(panel, weights)], row, ahead),
+                2 => self.block::<I, W, 2, 1>(int8, [(panel, weights)], row, ahead),
+                _ => self.block::<I, W, 1, 1>(int8, [(panel, weights)], row, ahead),
             }
         }
     }
@@ -90,30 +143,30 @@ impl<B: PanelBlock> Int8Matmul<'_, B> {
     fn streams<I: Int8, const R: usize>(&mut self, int8: I, row: usize) -> usize {
         let length = self.panels.len() / STREAMS;
         for panel in self.panels.start..self.panels.start + length {
-            let panels: [usize; STREAMS] = std::array::from_fn(|s| panel + s * length);
-            self.block::<I, R, STREAMS>(int8, panels, row);
+            let mut panels = [(0, &[][..]); STREAMS];
+            for (s, to) in panels.iter_mut().enumerate() {
+                let panel = panel + s * length;
+                *to = (panel, self.panel(panel));
+            }
+            self.block::<I, B, R, STREAMS>(int8, panels, row, self.streaming.ahead);
         }
         STREAMS * length
     }
 
     #[inline(always)]
-    fn block<I: Int8, const R: usize, const N: usize>(
+    fn block<I: Int8, W: Multiplier, const R: usize, const N: usize>(
         &mut self,
         int8: I,
-        panels: [usize; N],
+        panels: [(usize, &[W]); N],
         row: usize,
+        ahead: usize,
     ) {
         let groups = self.k / 32;
-        let blocks = groups / B::GROUPS;
         let x = self.x[row * groups..][..R * groups].as_chunks::<R>().0;
-        let mut weights = [&[][..]; N];
-        for n in 0..N {
-            weights[n] = &self.weights[panels[n] * blocks..][..blocks];
-        }
-        let sums = multiply::<I, B, R, N>(int8, weights, x, self.streaming.ahead);
+        let sums = multiply::<I, W, R, N>(int8, panels, x, ahead);
         let first = self.panels.start * LANES;
         for n in 0..N {
-            let output = panels[n] * LANES;
+            let output = panels[n].0 * LANES;
             for (r, sum) in sums[n].into_iter().enumerate() {
                 let to = &mut self.out.row_mut(row + r)[output - first..];
                 let to = to.chunks_mut(LANES).next().expect("a panel has outputs");
@@ -125,18 +178,20 @@ impl<B: PanelBlock> Int8Matmul<'_, B> {
 
 /// Sums of `N` panels and `R` rows.
 #[inline(always)]
-fn multiply<I: Int8, B: PanelBlock, const R: usize, const N: usize>(
+fn multiply<I: Int8, W: Multiplier, const R: usize, const N: usize>(
     int8: I,
-    weights: [&[B]; N],
+    panels: [(usize, &[W]); N],
     x: &[[QuantBlock; R]],
     ahead: usize,
 ) -> [[F32Of<I>; R]; N] {
     let lanes = int8.lanes();
     let mut sums = [[lanes.splat(0.0); R]; N];
-    for (b, x) in x.chunks_exact(B::GROUPS).enumerate() {
+    for (b, x) in x.chunks_exact(W::GROUPS).enumerate() {
         for n in 0..N {
-            let block = &weights[n][b];
-            lanes.prefetch_all(block, ahead);
+            let block = &panels[n].1[b];
+            if ahead > 0 {
+                lanes.prefetch_all(block, ahead);
+            }
             block.accumulate(int8, x, &mut sums[n]);
         }
     }

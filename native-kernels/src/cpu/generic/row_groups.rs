@@ -109,12 +109,9 @@ fn quantize<L: Lanes>(lanes: L, x: &[f32; 32]) -> QuantBlock {
     lanes.store_i8(a, &mut q[0]);
     lanes.store_i8(b, &mut q[1]);
     let quads = q.as_flattened().as_chunks().0;
-    QuantBlock {
-        q: *quads.as_array().expect("32 is 8 times 4"),
-        scale,
-        // Sums of small integers are exact in any order, and lanes need not be taken apart for them.
-        sums: [lanes.sum(a) as i16, lanes.sum(b) as i16],
-    }
+    let q = *quads.as_array().expect("32 is 8 times 4");
+    // Sums of small integers are exact in any order, and lanes need not be taken apart for them.
+    QuantBlock::new(q, scale, [lanes.sum(a) as i16, lanes.sum(b) as i16])
 }
 
 #[cfg(test)]
@@ -139,7 +136,7 @@ mod tests {
             assert!(error <= block.scale * 0.5001, "{x} became {q}");
         }
         let sum: i32 = block.q.as_flattened().iter().map(|&q| i32::from(q)).sum();
-        assert_eq!(block.sum(), sum);
+        assert_eq!(block.total(), sum);
     }
 
     #[test]

@@ -1,11 +1,32 @@
 //! How a quantised panel holds its integers.
 
 use super::QuantBlock;
-use crate::cpu::vector::{I32Of, Int8, LANES, Lanes, Quads, Unpack};
+use crate::cpu::vector::{Int8, LANES, Lanes, Quads, SumOf, Unpack};
 use crate::memory::Pod;
 
+/// Integers of 16 outputs x 32 inputs to multiply with.
+pub(crate) trait Dots: Pod {
+    /// Dot products of the integers less `ZERO`.
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
+        &self,
+        int8: I,
+        x: &[QuantBlock; R],
+    ) -> [SumOf<I>; R];
+}
+
+/// Integers that can be taken apart.
+pub(crate) trait Loosen: Dots {
+    /// As bytes.
+    type Loose: Halves;
+
+    /// Whether they have less than a byte.
+    const TIGHT: bool = true;
+
+    fn loosen<Q: Quads>(&self, quads: Q, to: &mut Self::Loose);
+}
+
 /// Unsigned integers of 16 outputs x 32 inputs.
-pub(crate) trait Integers: Pod {
+pub(crate) trait Integers: Loosen {
     /// What [`raised`](Self::raised) adds.
     const RAISE: f32;
     /// The largest that there may be.
@@ -16,22 +37,16 @@ pub(crate) trait Integers: Pod {
     fn widen<L: Lanes>(&self, lanes: L, to: &mut [[f32; LANES]; 32]);
     /// Inputs `4 four` to `4 four + 3`, each raised by [`RAISE`](Self::RAISE): what is cheapest to make.
     fn raised<L: Lanes>(&self, lanes: L, four: usize) -> [L::F32; 4];
-    /// Dot products of the integers less `ZERO`.
-    fn dot<I: Int8, const R: usize, const ZERO: i32>(
-        &self,
-        int8: I,
-        x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R];
 }
 
 /// Integers whose halves, 16 inputs each, can be multiplied by themselves.
-pub(crate) trait Halves: Integers {
+pub(crate) trait Halves: Dots {
     /// Dot products of the integers of half `HALF` (0 or 1) less `ZERO`.
     fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
         &self,
         int8: I,
         x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R];
+    ) -> [SumOf<I>; R];
 }
 
 /// Integers of 4 bits in the layout of [`Int8::dot_nibbles`].
@@ -39,10 +54,10 @@ pub(crate) trait Halves: Integers {
 #[repr(transparent)]
 pub(crate) struct Nibbles([[u8; 64]; 4]);
 
-/// Integers of 8 bits in the layout of [`Unpack::quad`].
+/// Integers of `BITS` bits, a byte each, in the layout of [`Unpack::quad`].
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(crate) struct Bytes([[u8; 64]; 8]);
+pub(crate) struct Bytes<const BITS: u32>([[u8; 64]; 8]);
 
 /// Integers of 2 bits: byte `64 p + 4 lane + j` holds, from its lowest bits on, the inputs `4 p + j`, `8 + 4 p + j`,
 /// `16 + 4 p + j` and `24 + 4 p + j`.
@@ -81,13 +96,37 @@ pub(crate) trait High: Pod {
 // SAFETY: transparent wrappers of arrays of bytes.
 unsafe impl Pod for Nibbles {}
 // SAFETY: as above.
-unsafe impl Pod for Bytes {}
+unsafe impl<const BITS: u32> Pod for Bytes<BITS> {}
 // SAFETY: as above.
 unsafe impl Pod for Pairs {}
 // SAFETY: as above.
 unsafe impl Pod for Bits {}
 // SAFETY: `repr(C)` of wrappers of arrays of bytes, as all integers are: no padding, all bits are values.
 unsafe impl<L: Integers, H: High, const LOW: u32, const BITS: u32> Pod for Joined<L, H, LOW, BITS> {}
+
+impl Dots for Nibbles {
+    #[inline(always)]
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
+        &self,
+        int8: I,
+        x: &[QuantBlock; R],
+    ) -> [SumOf<I>; R] {
+        let (q, sums) = (
+            x.each_ref().map(|x| &x.q),
+            x.each_ref().map(QuantBlock::total),
+        );
+        int8.dot_nibbles::<R, ZERO>(&self.0, q, sums)
+    }
+}
+
+impl Loosen for Nibbles {
+    type Loose = Bytes<4>;
+
+    #[inline(always)]
+    fn loosen<Q: Quads>(&self, quads: Q, to: &mut Self::Loose) {
+        loosen(self, quads, to);
+    }
+}
 
 impl Integers for Nibbles {
     const RAISE: f32 = 16.0;
@@ -137,19 +176,6 @@ impl Integers for Nibbles {
             ],
         }
     }
-
-    #[inline(always)]
-    fn dot<I: Int8, const R: usize, const ZERO: i32>(
-        &self,
-        int8: I,
-        x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
-        let (q, sums) = (
-            x.each_ref().map(|x| &x.q),
-            x.each_ref().map(QuantBlock::sum),
-        );
-        int8.dot_nibbles::<R, ZERO>(&self.0, q, sums)
-    }
 }
 
 impl Unpack<8> for Nibbles {
@@ -164,7 +190,47 @@ impl Unpack<8> for Nibbles {
     }
 }
 
-impl Integers for Bytes {
+impl<const BITS: u32> Unpack<8> for Bytes<BITS> {
+    #[inline(always)]
+    fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
+        quads.load(&self.0[p])
+    }
+}
+
+impl<const BITS: u32> Dots for Bytes<BITS> {
+    #[inline(always)]
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
+        &self,
+        int8: I,
+        x: &[QuantBlock; R],
+    ) -> [SumOf<I>; R] {
+        dot::<I, R, BITS, ZERO>(int8, self, x)
+    }
+}
+
+impl<const BITS: u32> Halves for Bytes<BITS> {
+    #[inline(always)]
+    fn dot_half<I: Int8, const R: usize, const ZERO: i32, const HALF: usize>(
+        &self,
+        int8: I,
+        x: &[QuantBlock; R],
+    ) -> [SumOf<I>; R] {
+        dot_half::<I, R, BITS, ZERO, HALF>(int8, self, x)
+    }
+}
+
+impl Loosen for Bytes<8> {
+    type Loose = Self;
+
+    const TIGHT: bool = false;
+
+    #[inline(always)]
+    fn loosen<Q: Quads>(&self, _: Q, to: &mut Self::Loose) {
+        *to = *self;
+    }
+}
+
+impl Integers for Bytes<8> {
     const RAISE: f32 = 256.0;
     const LARGEST: f32 = 255.0;
 
@@ -199,21 +265,32 @@ impl Integers for Bytes {
             lanes.raised_field::<24, 8>(quads),
         ]
     }
-
-    #[inline(always)]
-    fn dot<I: Int8, const R: usize, const ZERO: i32>(
-        &self,
-        int8: I,
-        x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
-        dot::<I, R, 8, ZERO>(int8, &self.0, x)
-    }
 }
 
 impl Unpack<8> for Pairs {
     #[inline(always)]
     fn quad<Q: Quads>(&self, quads: Q, p: usize) -> Q::Bytes {
         High::quad(self, quads, p, 0)
+    }
+}
+
+impl Dots for Pairs {
+    #[inline(always)]
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
+        &self,
+        int8: I,
+        x: &[QuantBlock; R],
+    ) -> [SumOf<I>; R] {
+        dot::<I, R, 2, ZERO>(int8, self, x)
+    }
+}
+
+impl Loosen for Pairs {
+    type Loose = Bytes<2>;
+
+    #[inline(always)]
+    fn loosen<Q: Quads>(&self, quads: Q, to: &mut Self::Loose) {
+        loosen(self, quads, to);
     }
 }
 
@@ -244,15 +321,6 @@ impl Integers for Pairs {
         High::add(self, lanes, four, 1.0, &mut fields);
         fields
     }
-
-    #[inline(always)]
-    fn dot<I: Int8, const R: usize, const ZERO: i32>(
-        &self,
-        int8: I,
-        x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
-        dot::<I, R, 2, ZERO>(int8, self, x)
-    }
 }
 
 impl Halves for Pairs {
@@ -261,7 +329,7 @@ impl Halves for Pairs {
         &self,
         int8: I,
         x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
+    ) -> [SumOf<I>; R] {
         dot_half::<I, R, 2, ZERO, HALF>(int8, self, x)
     }
 }
@@ -327,6 +395,34 @@ impl<L: Unpack<8>, H: High, const LOW: u32, const BITS: u32> Unpack<8> for Joine
     }
 }
 
+impl<L, H, const LOW: u32, const BITS: u32> Dots for Joined<L, H, LOW, BITS>
+where
+    L: Integers + Unpack<8>,
+    H: High,
+{
+    #[inline(always)]
+    fn dot<I: Int8, const R: usize, const ZERO: i32>(
+        &self,
+        int8: I,
+        x: &[QuantBlock; R],
+    ) -> [SumOf<I>; R] {
+        dot::<I, R, BITS, ZERO>(int8, self, x)
+    }
+}
+
+impl<L, H, const LOW: u32, const BITS: u32> Loosen for Joined<L, H, LOW, BITS>
+where
+    L: Integers + Unpack<8>,
+    H: High,
+{
+    type Loose = Bytes<BITS>;
+
+    #[inline(always)]
+    fn loosen<Q: Quads>(&self, quads: Q, to: &mut Self::Loose) {
+        loosen(self, quads, to);
+    }
+}
+
 impl<Low, H, const LOW: u32, const BITS: u32> Integers for Joined<Low, H, LOW, BITS>
 where
     Low: Integers + Unpack<8>,
@@ -362,15 +458,6 @@ where
             .add(lanes, four, f32::from(1u8 << LOW), &mut raised);
         raised
     }
-
-    #[inline(always)]
-    fn dot<I: Int8, const R: usize, const ZERO: i32>(
-        &self,
-        int8: I,
-        x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
-        dot::<I, R, BITS, ZERO>(int8, self, x)
-    }
 }
 
 impl<L, H, const LOW: u32, const BITS: u32> Halves for Joined<L, H, LOW, BITS>
@@ -383,7 +470,7 @@ where
         &self,
         int8: I,
         x: &[QuantBlock; R],
-    ) -> [I32Of<I>; R] {
+    ) -> [SumOf<I>; R] {
         dot_half::<I, R, BITS, ZERO, HALF>(int8, self, x)
     }
 }
@@ -404,15 +491,27 @@ fn add_masked<L: Lanes>(lanes: L, bytes: &[u8; 64], mask: u8, scale: f32, to: &m
     }
 }
 
+/// One integer a byte.
+#[inline(always)]
+pub(super) fn loosen<Q: Quads, const BITS: u32>(
+    from: &impl Unpack<8>,
+    quads: Q,
+    to: &mut Bytes<BITS>,
+) {
+    for (p, to) in to.0.iter_mut().enumerate() {
+        quads.store(from.quad(quads, p), to);
+    }
+}
+
 #[inline(always)]
 pub(super) fn dot<I: Int8, const R: usize, const BITS: u32, const ZERO: i32>(
     int8: I,
     weights: &impl Unpack<8>,
     x: &[QuantBlock; R],
-) -> [I32Of<I>; R] {
+) -> [SumOf<I>; R] {
     let (q, sums) = (
         x.each_ref().map(|x| &x.q),
-        x.each_ref().map(QuantBlock::sum),
+        x.each_ref().map(QuantBlock::total),
     );
     int8.dot_bytes::<R, 8, BITS, ZERO>(weights, q, sums)
 }
@@ -422,7 +521,7 @@ fn dot_half<I: Int8, const R: usize, const BITS: u32, const ZERO: i32, const HAL
     int8: I,
     weights: &impl Unpack<8>,
     x: &[QuantBlock; R],
-) -> [I32Of<I>; R] {
+) -> [SumOf<I>; R] {
     let q = x.each_ref().map(|x| &x.q.as_chunks::<4>().0[HALF]);
     let sums = x.each_ref().map(|x| i32::from(x.sums[HALF]));
     int8.dot_bytes::<R, 4, BITS, ZERO>(&Half::<_, HALF>(weights), q, sums)

@@ -21,7 +21,7 @@ pub(crate) use small_blocks::{Int4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use super_blocks::{Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use tables::{Iq4Nl, Iq4Xs, Mxfp4};
 
-use super::vector::{Int8, LANES, Lanes};
+use super::vector::{Int8, LANES, Lanes, Quads};
 use crate::memory::Pod;
 
 /// 32 activations of one row as signed bytes: `x[k]` is about `scale * q[k]`.
@@ -33,6 +33,8 @@ pub(crate) struct QuantBlock {
     pub scale: f32,
     /// Sums of the first and the last 16 integers.
     pub sums: [i16; 2],
+    /// Sum of all integers, scaled.
+    pub sum: f32,
 }
 
 impl QuantBlock {
@@ -40,19 +42,53 @@ impl QuantBlock {
         q: [[0; 4]; 8],
         scale: 0.0,
         sums: [0; 2],
+        sum: 0.0,
     };
+
+    /// A block of these integers.
+    #[inline(always)]
+    pub fn new(q: [[i8; 4]; 8], scale: f32, sums: [i16; 2]) -> Self {
+        let mut block = Self {
+            q,
+            scale,
+            sums,
+            sum: 0.0,
+        };
+        block.sum = scale * block.total() as f32;
+        block
+    }
 
     /// Sum of all 32 integers.
     #[inline(always)]
-    pub fn sum(&self) -> i32 {
+    pub fn total(&self) -> i32 {
         i32::from(self.sums[0]) + i32::from(self.sums[1])
     }
 }
 
-/// A block of a quantised panel: 16 outputs x `32 * GROUPS` inputs.
-pub(crate) trait PanelBlock: Pod {
+/// Weights of 16 outputs x `32 * GROUPS` inputs, to multiply with.
+pub(crate) trait Multiplier: Pod {
     /// Blocks of 32 inputs in it.
     const GROUPS: usize;
+
+    /// Adds, for each of `R` rows, the products of the weights with `x` (`GROUPS` blocks of each row).
+    ///
+    /// The order is fixed: group by group, the scaled dot product first, then the minimum. It does not depend on `R`.
+    fn accumulate<I: Int8, const R: usize>(
+        &self,
+        int8: I,
+        x: &[[QuantBlock; R]],
+        sum: &mut [F32Of<I>; R],
+    );
+}
+
+/// A block of a quantised panel.
+pub(crate) trait PanelBlock: Multiplier {
+    /// The same numbers with each integer in a byte of its own: what many rows multiply with, for which nothing has to be
+    /// taken apart any more. The same type where a byte is what integers have anyway.
+    type Loose: Multiplier;
+
+    /// Whether integers have less than a byte.
+    const TIGHT: bool;
     /// What [`raised`](Self::raised) adds.
     const RAISE: f32;
     /// The least and the largest integer (or value of a table) that there may be.
@@ -74,16 +110,9 @@ pub(crate) trait PanelBlock: Pod {
     /// [`RAISE`](Self::RAISE): what is cheapest to make.
     fn raised<L: Lanes>(&self, lanes: L, group: usize, four: usize) -> [L::F32; 4];
 
-    /// Adds, for each of `R` rows, the products of the weights with `x` (`GROUPS` blocks of each row).
-    ///
-    /// The order is fixed: group by group, the scaled dot product first, then the minimum. It does not depend on `R`.
-    fn accumulate<I: Int8, const R: usize>(
-        &self,
-        int8: I,
-        x: &[[QuantBlock; R]],
-        sum: &mut [F32Of<I>; R],
-    );
+    /// Takes integers apart.
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose);
 }
 
 /// The float vector of an [`Int8`] instance.
-pub(crate) type F32Of<I> = <<I as Int8>::Lanes as Lanes>::F32;
+pub(crate) type F32Of<I> = <<I as Quads>::Lanes as Lanes>::F32;

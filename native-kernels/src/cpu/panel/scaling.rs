@@ -2,7 +2,7 @@
 
 use super::{F32Of, PanelBlock, QuantBlock};
 use crate::cpu::generic::tile_matmul::{PairUnit, TileWords};
-use crate::cpu::vector::{I32Of, Int8, LANES, Lanes};
+use crate::cpu::vector::{Int8, LANES, Lanes, SumOf};
 
 /// `w = scale * (w - zero)`.
 #[inline(always)]
@@ -56,7 +56,7 @@ pub(super) fn accumulate<I: Int8, const R: usize>(
     int8: I,
     scale: F32Of<I>,
     x: &[QuantBlock; R],
-    dot: [I32Of<I>; R],
+    dot: [SumOf<I>; R],
     sum: &mut [F32Of<I>; R],
 ) {
     let lanes = int8.lanes();
@@ -66,21 +66,20 @@ pub(super) fn accumulate<I: Int8, const R: usize>(
     }
 }
 
-/// Adds `x.scale * (scale * dot + min * xs)` for each row, where `xs` is the sum of the activations that `dot` is over.
+/// Adds `x.scale * scale * dot + min * xs` for each row, where `xs` is the sum of the activations that `dot` is over.
 #[inline(always)]
 pub(super) fn accumulate_ranged<I: Int8, const R: usize>(
     int8: I,
     [scale, min]: [F32Of<I>; 2],
     x: &[QuantBlock; R],
-    xs: [i32; R],
-    dot: [I32Of<I>; R],
+    xs: [f32; R],
+    dot: [SumOf<I>; R],
     sum: &mut [F32Of<I>; R],
 ) {
     let lanes = int8.lanes();
     for r in 0..R {
         let scale = lanes.mul(scale, lanes.splat(x[r].scale));
         sum[r] = lanes.fma(lanes.to_f32(dot[r]), scale, sum[r]);
-        let all = lanes.splat(x[r].scale * xs[r] as f32);
-        sum[r] = lanes.fma(min, all, sum[r]);
+        sum[r] = lanes.fma(min, lanes.splat(xs[r]), sum[r]);
     }
 }

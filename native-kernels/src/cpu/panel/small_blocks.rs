@@ -1,8 +1,8 @@
 //! Panels of the formats with blocks of 32.
 
-use super::integers::{Bytes, Integers, Joined5, Nibbles};
+use super::integers::{Bytes, Dots, Integers, Joined5, Loosen, Nibbles};
 use super::scaling::{accumulate, accumulate_ranged, centre, range};
-use super::{F32Of, PanelBlock, QuantBlock};
+use super::{F32Of, Multiplier, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::Block;
@@ -28,24 +28,25 @@ pub(crate) struct Ranged<Q> {
 /// Int4: `scale * (q - zero)`, with a zero of its own for each output.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Int4 {
-    q: Nibbles,
+pub(crate) struct ZeroEach<Q> {
+    q: Q,
     scale: [f16; LANES],
     zero: [u8; LANES],
 }
 
 pub(crate) type Q4_0 = Centred<Nibbles, 8>;
 pub(crate) type Q5_0 = Centred<Joined5, 16>;
-pub(crate) type Q8_0 = Centred<Bytes, 128>;
+pub(crate) type Q8_0 = Centred<Bytes<8>, 128>;
 pub(crate) type Q4_1 = Ranged<Nibbles>;
 pub(crate) type Q5_1 = Ranged<Joined5>;
+pub(crate) type Int4 = ZeroEach<Nibbles>;
 
 // SAFETY: `repr(C)` of byte arrays of a multiple of 64 and an array of 16 `f16`: no padding, all bits are values.
-unsafe impl<Q: Integers, const ZERO: i32> Pod for Centred<Q, ZERO> {}
+unsafe impl<Q: Dots, const ZERO: i32> Pod for Centred<Q, ZERO> {}
 // SAFETY: as above, with two arrays.
-unsafe impl<Q: Integers> Pod for Ranged<Q> {}
+unsafe impl<Q: Dots> Pod for Ranged<Q> {}
 // SAFETY: `repr(C)` of bytes, sixteen `f16` and sixteen bytes: no padding, all bits are values.
-unsafe impl Pod for Int4 {}
+unsafe impl<Q: Dots> Pod for ZeroEach<Q> {}
 
 /// Reads a block of 32 of the file; its length tells the formats of a panel type apart.
 fn read_block(block: &[u8], zero: u8) -> Block {
@@ -63,7 +64,9 @@ fn read_block(block: &[u8], zero: u8) -> Block {
 }
 
 impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
-    const GROUPS: usize = 1;
+    type Loose = Centred<Q::Loose, ZERO>;
+
+    const TIGHT: bool = Q::TIGHT;
     const RAISE: f32 = Q::RAISE;
     const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
@@ -99,6 +102,16 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        self.q.loosen(int8, &mut to.q);
+        to.scale = self.scale;
+    }
+}
+
+impl<Q: Dots, const ZERO: i32> Multiplier for Centred<Q, ZERO> {
+    const GROUPS: usize = 1;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -115,7 +128,9 @@ impl<Q: Integers, const ZERO: i32> PanelBlock for Centred<Q, ZERO> {
 }
 
 impl<Q: Integers> PanelBlock for Ranged<Q> {
-    const GROUPS: usize = 1;
+    type Loose = Ranged<Q::Loose>;
+
+    const TIGHT: bool = Q::TIGHT;
     const RAISE: f32 = Q::RAISE;
     const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
@@ -150,6 +165,16 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        self.q.loosen(int8, &mut to.q);
+        (to.scale, to.min) = (self.scale, self.min);
+    }
+}
+
+impl<Q: Dots> Multiplier for Ranged<Q> {
+    const GROUPS: usize = 1;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -160,14 +185,16 @@ impl<Q: Integers> PanelBlock for Ranged<Q> {
         let (scale, min) = (lanes.load_f16(&self.scale), lanes.load_f16(&self.min));
         for x in x {
             let dot = self.q.dot::<I, R, 0>(int8, x);
-            let xs = x.each_ref().map(QuantBlock::sum);
+            let xs = x.each_ref().map(|x| x.sum);
             accumulate_ranged(int8, [scale, min], x, xs, dot, sum);
         }
     }
 }
 
 impl PanelBlock for Int4 {
-    const GROUPS: usize = 1;
+    type Loose = ZeroEach<<Nibbles as Loosen>::Loose>;
+
+    const TIGHT: bool = true;
     const RAISE: f32 = Nibbles::RAISE;
     const RANGE: [f32; 2] = [0.0, Nibbles::LARGEST];
 
@@ -203,6 +230,16 @@ impl PanelBlock for Int4 {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        self.q.loosen(int8, &mut to.q);
+        (to.scale, to.zero) = (self.scale, self.zero);
+    }
+}
+
+impl<Q: Dots> Multiplier for ZeroEach<Q> {
+    const GROUPS: usize = 1;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -215,7 +252,7 @@ impl PanelBlock for Int4 {
             let dot = self.q.dot::<I, R, 0>(int8, x);
             for r in 0..R {
                 // Both terms are integers of at most 21 bits: still exact.
-                let zeros = lanes.mul(zero, lanes.splat(x[r].sum() as f32));
+                let zeros = lanes.mul(zero, lanes.splat(x[r].total() as f32));
                 let dot = lanes.sub(lanes.to_f32(dot[r]), zeros);
                 let scale = lanes.mul(scale, lanes.splat(x[r].scale));
                 sum[r] = lanes.fma(dot, scale, sum[r]);

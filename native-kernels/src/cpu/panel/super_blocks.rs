@@ -1,8 +1,8 @@
 //! Panels of the formats with super-blocks of 256.
 
-use super::integers::{Halves, Integers, Joined3, Joined5, Joined6, Nibbles, Pairs};
+use super::integers::{Dots, Halves, Integers, Joined3, Joined5, Joined6, Loosen, Nibbles, Pairs};
 use super::scaling::{accumulate, accumulate_ranged, centre, range};
-use super::{F32Of, PanelBlock, QuantBlock};
+use super::{F32Of, Multiplier, PanelBlock, QuantBlock};
 use crate::cpu::vector::{Int8, LANES, Lanes};
 use crate::memory::Pod;
 use crate::quant::{SuperBlock, SuperBlock2, SuperBlock16};
@@ -30,7 +30,7 @@ pub(crate) type Q5K = Super<Joined5>;
 
 // SAFETY: `repr(C)` of arrays of bytes and, before them, an even number of `f16`; the size of a group is even: no
 // padding, all bits are values.
-unsafe impl<Q: Integers> Pod for Super<Q> {}
+unsafe impl<Q: Dots> Pod for Super<Q> {}
 
 fn read_super_block(block: &[u8]) -> SuperBlock {
     match block.len() {
@@ -41,7 +41,9 @@ fn read_super_block(block: &[u8]) -> SuperBlock {
 }
 
 impl<Q: Integers> PanelBlock for Super<Q> {
-    const GROUPS: usize = 8;
+    type Loose = Super<Q::Loose>;
+
+    const TIGHT: bool = Q::TIGHT;
     const RAISE: f32 = Q::RAISE;
     const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
@@ -88,6 +90,19 @@ impl<Q: Integers> PanelBlock for Super<Q> {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        (to.scale, to.min) = (self.scale, self.min);
+        for (from, to) in self.groups.iter().zip(&mut to.groups) {
+            from.q.loosen(int8, &mut to.q);
+            (to.scales, to.mins) = (from.scales, from.mins);
+        }
+    }
+}
+
+impl<Q: Dots> Multiplier for Super<Q> {
+    const GROUPS: usize = 8;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -100,7 +115,7 @@ impl<Q: Integers> PanelBlock for Super<Q> {
             let scale = lanes.mul(scale, lanes.load_u8(&group.scales));
             let min = lanes.mul(min, lanes.load_u8(&group.mins));
             let dot = group.q.dot::<I, R, 0>(int8, x);
-            let xs = x.each_ref().map(QuantBlock::sum);
+            let xs = x.each_ref().map(|x| x.sum);
             accumulate_ranged(int8, [scale, min], x, xs, dot, sum);
         }
     }
@@ -126,7 +141,7 @@ pub(crate) type Q3K = Halved<Joined3, 4>;
 pub(crate) type Q6K = Halved<Joined6, 32>;
 
 // SAFETY: `repr(C)` of sixteen `f16` and arrays of an even number of bytes: no padding, all bits are values.
-unsafe impl<Q: Integers, const ZERO: i32> Pod for Halved<Q, ZERO> {}
+unsafe impl<Q: Halves, const ZERO: i32> Pod for Halved<Q, ZERO> {}
 
 fn read_halved(block: &[u8]) -> SuperBlock16 {
     match block.len() {
@@ -136,8 +151,10 @@ fn read_halved(block: &[u8]) -> SuperBlock16 {
     }
 }
 
-impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
-    const GROUPS: usize = 8;
+impl<Q: Integers + Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
+    type Loose = Halved<Q::Loose, ZERO>;
+
+    const TIGHT: bool = Q::TIGHT;
     const RAISE: f32 = Q::RAISE;
     const RANGE: [f32; 2] = [0.0, Q::LARGEST];
 
@@ -190,6 +207,19 @@ impl<Q: Halves, const ZERO: i32> PanelBlock for Halved<Q, ZERO> {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        to.scale = self.scale;
+        for (from, to) in self.groups.iter().zip(&mut to.groups) {
+            from.q.loosen(int8, &mut to.q);
+            to.scales = from.scales;
+        }
+    }
+}
+
+impl<Q: Halves, const ZERO: i32> Multiplier for Halved<Q, ZERO> {
+    const GROUPS: usize = 8;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -225,17 +255,19 @@ impl<Q: Halves> HalvedGroup<Q> {
 /// Q2_K: in group `g` of 16, `(scale * scales[g]) * q + (min * mins[g])`; `min` is negated when packed.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Q2K {
+pub(crate) struct Halved2<Q> {
     scale: [f16; LANES],
     min: [f16; LANES],
     /// Byte `4 lane + j` of row `s` belongs to group `4 s + j`: its scale in the low nibble, its minimum in the high one.
     factors: [[u8; 64]; 4],
-    q: [Pairs; 8],
+    q: [Q; 8],
 }
+
+pub(crate) type Q2K = Halved2<Pairs>;
 
 // SAFETY: `repr(C)` of two arrays of sixteen `f16` and arrays of an even number of bytes: no padding, all bits are
 // values.
-unsafe impl Pod for Q2K {}
+unsafe impl<Q: Halves> Pod for Halved2<Q> {}
 
 /// Scales and minima of four groups.
 #[inline(always)]
@@ -254,7 +286,9 @@ fn factors<L: Lanes>(lanes: L, row: &[u8; 64], scale: L::F32, min: L::F32) -> [[
 }
 
 impl PanelBlock for Q2K {
-    const GROUPS: usize = 8;
+    type Loose = Halved2<<Pairs as Loosen>::Loose>;
+
+    const TIGHT: bool = true;
     const RAISE: f32 = Pairs::RAISE;
     const RANGE: [f32; 2] = [0.0, Pairs::LARGEST];
 
@@ -309,6 +343,18 @@ impl PanelBlock for Q2K {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        (to.scale, to.min, to.factors) = (self.scale, self.min, self.factors);
+        for (from, to) in self.q.iter().zip(&mut to.q) {
+            from.loosen(int8, to);
+        }
+    }
+}
+
+impl<Q: Halves> Multiplier for Halved2<Q> {
+    const GROUPS: usize = 8;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -332,12 +378,12 @@ impl PanelBlock for Q2K {
 #[inline(always)]
 fn accumulate_half<I: Int8, const R: usize, const HALF: usize>(
     int8: I,
-    q: &Pairs,
+    q: &impl Halves,
     factors: [F32Of<I>; 2],
     x: &[QuantBlock; R],
     sum: &mut [F32Of<I>; R],
 ) {
     let dot = q.dot_half::<I, R, 0, HALF>(int8, x);
-    let xs = x.each_ref().map(|x| i32::from(x.sums[HALF]));
+    let xs = x.each_ref().map(|x| x.scale * f32::from(x.sums[HALF]));
     accumulate_ranged(int8, factors, x, xs, dot, sum);
 }

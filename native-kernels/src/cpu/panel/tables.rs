@@ -2,10 +2,10 @@
 //!
 //! The nibbles stay nibbles, half of what the values would take, and become values on their way into the product.
 
-use super::integers::dot;
+use super::integers::{Bytes, Dots, Loosen, dot, loosen};
 use super::scaling::accumulate;
-use super::{F32Of, PanelBlock, QuantBlock};
-use crate::cpu::vector::{Int8, LANES, Lanes, Quads, Unpack};
+use super::{F32Of, Multiplier, PanelBlock, QuantBlock};
+use crate::cpu::vector::{Int8, LANES, Lanes, Quads, SumOf, Unpack};
 use crate::memory::Pod;
 use crate::quant::{CodedBlock, CodedSuperBlock, E2M1, E8M0, IQ4};
 use half::f16;
@@ -119,18 +119,25 @@ impl<T: Table, const BITS: u32, const ZERO: i32> Codes<T, BITS, ZERO> {
             }
         }
     }
+}
 
-    /// Adds the products with 32 inputs of each row, scaled.
+impl<T: Table, const BITS: u32, const ZERO: i32> Dots for Codes<T, BITS, ZERO> {
     #[inline(always)]
-    fn accumulate<I: Int8, const R: usize>(
+    fn dot<I: Int8, const R: usize, const Z: i32>(
         &self,
         int8: I,
-        scale: F32Of<I>,
         x: &[QuantBlock; R],
-        sum: &mut [F32Of<I>; R],
-    ) {
-        let dot = dot::<I, R, BITS, ZERO>(int8, self, x);
-        accumulate(int8, scale, x, dot, sum);
+    ) -> [SumOf<I>; R] {
+        dot::<I, R, BITS, Z>(int8, self, x)
+    }
+}
+
+impl<T: Table, const BITS: u32, const ZERO: i32> Loosen for Codes<T, BITS, ZERO> {
+    type Loose = Bytes<BITS>;
+
+    #[inline(always)]
+    fn loosen<Q: Quads>(&self, quads: Q, to: &mut Bytes<BITS>) {
+        loosen(self, quads, to);
     }
 }
 
@@ -196,23 +203,29 @@ impl Scale for E8M0 {
     }
 }
 
-/// IQ4_NL, MXFP4: `scale * value`.
+/// IQ4_NL, MXFP4: `scale * value`, where a value is its integer less `ZERO`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Coded<T, S, const BITS: u32, const ZERO: i32> {
-    q: Codes<T, BITS, ZERO>,
+pub(crate) struct Coded<Q, S, const ZERO: i32> {
+    q: Q,
     scale: [S; LANES],
 }
 
-pub(crate) type Iq4Nl = Coded<Iq4, f16, 8, 128>;
-pub(crate) type Mxfp4 = Coded<Mxfp, E8M0, 5, 12>;
+pub(crate) type Iq4Nl = Coded<Codes<Iq4, 8, 128>, f16, 128>;
+pub(crate) type Mxfp4 = Coded<Codes<Mxfp, 5, 12>, E8M0, 12>;
 
 // SAFETY: `repr(C)` of 256 bytes and sixteen scales, which are `Pod` and aligned to at most 64: no padding, all bits are
 // values.
-unsafe impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> Pod for Coded<T, S, BITS, ZERO> {}
+unsafe impl<Q: Dots, S: Scale, const ZERO: i32> Pod for Coded<Q, S, ZERO> {}
 
-impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> PanelBlock for Coded<T, S, BITS, ZERO> {
-    const GROUPS: usize = 1;
+impl<T, S, const BITS: u32, const ZERO: i32> PanelBlock for Coded<Codes<T, BITS, ZERO>, S, ZERO>
+where
+    T: Table,
+    S: Scale,
+{
+    type Loose = Coded<Bytes<BITS>, S, ZERO>;
+
+    const TIGHT: bool = true;
     const RAISE: f32 = 0.0;
     const RANGE: [f32; 2] = Codes::<T, BITS, ZERO>::RANGE;
 
@@ -243,6 +256,16 @@ impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> PanelBlock for Coded<
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        self.q.loosen(int8, &mut to.q);
+        to.scale = self.scale;
+    }
+}
+
+impl<Q: Dots, S: Scale, const ZERO: i32> Multiplier for Coded<Q, S, ZERO> {
+    const GROUPS: usize = 1;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -251,7 +274,7 @@ impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> PanelBlock for Coded<
     ) {
         let scale = S::load(int8.lanes(), &self.scale);
         for x in x {
-            self.q.accumulate(int8, scale, x, sum);
+            accumulate(int8, scale, x, self.q.dot::<I, R, ZERO>(int8, x), sum);
         }
     }
 }
@@ -259,24 +282,28 @@ impl<T: Table, S: Scale, const BITS: u32, const ZERO: i32> PanelBlock for Coded<
 /// IQ4_XS: in group `g` of 32, `(scale * scales[g]) * value`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Iq4Xs {
+pub(crate) struct CodedSuper<Q> {
     scale: [f16; LANES],
-    groups: [CodedGroup; 8],
+    groups: [CodedGroup<Q>; 8],
 }
+
+pub(crate) type Iq4Xs = CodedSuper<Codes<Iq4, 8, 128>>;
 
 /// 32 inputs with a scale (a signed byte).
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct CodedGroup {
+struct CodedGroup<Q> {
     scales: [u8; LANES],
-    q: Codes<Iq4, 8, 128>,
+    q: Q,
 }
 
 // SAFETY: `repr(C)` of sixteen `f16` and arrays of an even number of bytes: no padding, all bits are values.
-unsafe impl Pod for Iq4Xs {}
+unsafe impl<Q: Dots> Pod for CodedSuper<Q> {}
 
 impl PanelBlock for Iq4Xs {
-    const GROUPS: usize = 8;
+    type Loose = CodedSuper<Bytes<8>>;
+
+    const TIGHT: bool = true;
     const RAISE: f32 = 0.0;
     const RANGE: [f32; 2] = Codes::<Iq4, 8, 128>::RANGE;
 
@@ -317,6 +344,19 @@ impl PanelBlock for Iq4Xs {
     }
 
     #[inline(always)]
+    fn loosen<I: Int8>(&self, int8: I, to: &mut Self::Loose) {
+        to.scale = self.scale;
+        for (from, to) in self.groups.iter().zip(&mut to.groups) {
+            from.q.loosen(int8, &mut to.q);
+            to.scales = from.scales;
+        }
+    }
+}
+
+impl<Q: Dots> Multiplier for CodedSuper<Q> {
+    const GROUPS: usize = 8;
+
+    #[inline(always)]
     fn accumulate<I: Int8, const R: usize>(
         &self,
         int8: I,
@@ -327,7 +367,8 @@ impl PanelBlock for Iq4Xs {
         let scale = lanes.load_f16(&self.scale);
         for (group, x) in self.groups.iter().zip(x) {
             let scale = lanes.mul(scale, lanes.load_i8(&group.scales));
-            group.q.accumulate(int8, scale, x, sum);
+            let dot = group.q.dot::<I, R, 128>(int8, x);
+            accumulate(int8, scale, x, dot, sum);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Every quantised format on every instance, emulated ones too, against the meaning of its blocks.
 
-use super::integers::{Halves, Joined3, Joined5, Joined6, Pairs};
-use super::{FloatElement, PanelBlock, QuantBlock};
+use super::integers::{Halves, Integers, Joined3, Joined5, Joined6, Pairs};
+use super::{F32Of, FloatElement, Multiplier, PanelBlock, QuantBlock};
 use crate::Format;
 use crate::cpu::emulated::{EmulatedMaddubs, EmulatedSdot, EmulatedVnni};
 use crate::cpu::isa::{Int8Isa, LaneIsa};
 use crate::cpu::vector::{Int8, Int8Kernel, LANES, LaneKernel, Lanes};
 use crate::matrix::{WithPanels, with_panels};
-use crate::memory::{self, Pod};
+use crate::memory::zeroed;
 use std::array::from_fn;
 
 /// A linear congruential generator (Knuth's MMIX).
@@ -31,11 +31,7 @@ impl Random {
 fn activations(q: [[i8; 4]; 8], scale: f32) -> QuantBlock {
     let sum = |half: &[i8]| half.iter().map(|&q| i16::from(q)).sum();
     let (first, last) = q.as_flattened().split_at(16);
-    QuantBlock {
-        q,
-        scale,
-        sums: [sum(first), sum(last)],
-    }
+    QuantBlock::new(q, scale, [sum(first), sum(last)])
 }
 
 /// Runs a kernel on every instance there is, and says on which.
@@ -50,10 +46,7 @@ fn on_every_instance<K: Int8Kernel + Clone>(kernel: &K) -> Vec<(&'static str, K:
         .collect()
 }
 
-fn numbers<I: Int8, const R: usize>(
-    int8: I,
-    vectors: [<I::Lanes as Lanes>::F32; R],
-) -> Vec<[f32; LANES]> {
+fn numbers<I: Int8, const R: usize>(int8: I, vectors: [F32Of<I>; R]) -> Vec<[f32; LANES]> {
     let mut out = vec![[0.0; LANES]; R];
     for (vector, out) in vectors.into_iter().zip(&mut out) {
         int8.lanes().store(vector, out);
@@ -83,7 +76,7 @@ impl<Q: Halves, const ZERO: i32> Int8Kernel for Dots<Q, ZERO> {
     }
 }
 
-fn check_dots<Q: Halves, const ZERO: i32>(q: Q, x: [QuantBlock; 4]) {
+fn check_dots<Q: Integers + Halves, const ZERO: i32>(q: Q, x: [QuantBlock; 4]) {
     let plain = |inputs: std::ops::Range<usize>| -> Vec<[f32; LANES]> {
         let dot = |x: &QuantBlock, lane| {
             let products = inputs
@@ -99,7 +92,7 @@ fn check_dots<Q: Halves, const ZERO: i32>(q: Q, x: [QuantBlock; 4]) {
     }
 }
 
-fn check_integers<Q: Halves, const ZERO: i32>(bits: u32) {
+fn check_integers<Q: Integers + Halves, const ZERO: i32>(bits: u32) {
     let largest = ((1u32 << bits) - 1) as u8;
     let mut random = Random(u64::from(bits));
     for round in 0..100 {
@@ -124,13 +117,6 @@ fn check_integers<Q: Halves, const ZERO: i32>(bits: u32) {
         check_dots::<Q, ZERO>(q, x);
         check_dots::<Q, 0>(q, x);
     }
-}
-
-/// A value of zeros.
-fn zeroed<T: Pod>() -> T {
-    #[repr(align(64))]
-    struct Zeros([u8; 1 << 14]);
-    memory::cast(&Zeros([0; 1 << 14]).0[..size_of::<T>()])[0]
 }
 
 #[test]
@@ -207,8 +193,9 @@ impl WithPanels for CheckPanel<'_> {
         let x = (0..B::GROUPS).map(|_| from_fn(|_| self.random.activations()));
         let x = x.collect();
         let outputs = on_every_instance(&Accumulate { panel, x });
-        for (name, output) in &outputs {
-            assert_eq!(output, &outputs[0].1, "{format} on {name}");
+        for (name, [output, by_bytes]) in &outputs {
+            assert_eq!(output, &outputs[0].1[0], "{format} on {name}");
+            assert_eq!(by_bytes, output, "{format} on {name}, by bytes");
         }
     }
 }
@@ -233,12 +220,21 @@ struct Accumulate<B> {
 }
 
 impl<B: PanelBlock> Int8Kernel for Accumulate<B> {
-    type Output = Vec<[u32; LANES]>;
+    type Output = [Vec<[u32; LANES]>; 2];
 
     #[inline(always)]
     fn run<I: Int8>(self, int8: I) -> Self::Output {
+        let mut loose: B::Loose = zeroed();
+        self.panel.loosen(int8, &mut loose);
+        [self.sums(int8, &self.panel), self.sums(int8, &loose)]
+    }
+}
+
+impl<B> Accumulate<B> {
+    #[inline(always)]
+    fn sums<I: Int8>(&self, int8: I, weights: &impl Multiplier) -> Vec<[u32; LANES]> {
         let mut sums = [int8.lanes().splat(0.0); 4];
-        self.panel.accumulate(int8, &self.x, &mut sums);
+        weights.accumulate(int8, &self.x, &mut sums);
         let sums = numbers(int8, sums);
         sums.into_iter().map(|sum| sum.map(f32::to_bits)).collect()
     }

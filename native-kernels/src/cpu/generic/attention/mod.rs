@@ -127,7 +127,7 @@ impl<E: KvElement> Attention<'_, E> {
         while next < queries {
             // The widths that heads per KV head usually are, so that a decoding sequence is one group.
             let left = queries - next;
-            next += match left.min(P::Lanes::ROWS) {
+            next += match left.min(P::Lanes::ACCUMULATORS) {
                 8.. => self.group::<P, 8>(products, next),
                 6 | 7 => self.group::<P, 6>(products, next),
                 4 | 5 => self.group::<P, 4>(products, next),
