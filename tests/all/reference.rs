@@ -144,10 +144,9 @@ fn a_chat_is_rendered_as_the_reference_renders_it() {
     }
 }
 
-fn perplexity(more: &[&str]) -> f64 {
+fn perplexity(model: &str, more: &[&str]) -> f64 {
     let text = "tests/reference/persuasion-20k.txt";
-    let model = model();
-    let args = [&["perplexity", &model, "--file", text, "--json"], more].concat();
+    let args = [&["perplexity", model, "--file", text, "--json"], more].concat();
     let measured: Value = serde_json::from_str(&plinth(&args).succeeds()).expect("JSON");
     assert_eq!(measured["tokens"], json!(9 * 255));
     measured["perplexity"].as_f64().expect("a number")
@@ -155,19 +154,21 @@ fn perplexity(more: &[&str]) -> f64 {
 
 #[test]
 fn perplexity_is_the_reference_s() {
-    let perplexity = perplexity(&[]);
+    let perplexity = perplexity(&model(), &[]);
     // llama.cpp: 28.3965 for this file. At most 0.2 % above it; below, not so much that it could not be the same model.
     assert!((28.2..28.453).contains(&perplexity), "{perplexity}");
 }
 
-/// Keys and values in 8 bits: half the memory, and the loss that was measured (28.31 to 28.28), with room for the kernels
-/// of other machines.
+/// Keys and values in 8 bits: half the memory, and the loss that was measured with exact weights (28.285 to 28.272). With
+/// quantised ones the rounding of activations goes another way for every difference, by up to 0.6 % either way and as the
+/// kernels of a machine have it.
 #[test]
 fn a_cache_of_eight_bits_costs_little() {
-    let of = |dtype| perplexity(&["--kv-dtype", dtype]);
+    let model = model_f32();
+    let of = |dtype| perplexity(&model, &["--kv-dtype", dtype]);
     let (whole, eight) = (of("f16"), of("q8"));
     assert!(
-        eight != whole && (eight / whole - 1.0).abs() < 0.003,
+        eight != whole && (eight / whole - 1.0).abs() < 0.002,
         "{eight} for {whole}"
     );
 }
