@@ -104,11 +104,11 @@ impl<L: Lanes, E: KvElement> Products<E> for Single<L> {
     }
 }
 
-/// Asks for the lines of a tile that begin within `bytes` from `start` on. Tiles lie a few KiB here and there, which is too short for the
-/// prefetcher of a CPU to notice, and are asked for a few lines at a time, into the second-level cache: the first has too
-/// few buffers for all that is on its way. Measured on an EPYC (Zen 4) with a loop of nothing else, two threads that read
-/// 185 MB of `bf16` in blocks of 16 tokens, eight queries a head: 18 ms without, 12 ms where the next tile was asked for
-/// into the first level, 9 ms into the second; 7.5 ms with keys and values side by side and two tiles ahead.
+/// Asks for the lines of a tile that begin within `bytes` from `start` on. Tiles lie a few KiB here and there, which is too
+/// short for the prefetcher of a CPU to notice, and are asked for a few lines at a time, into the second-level cache: the
+/// first has too few buffers for all that is on its way. Measured on an EPYC (Zen 4) with a loop of nothing else, two threads
+/// that read 185 MB of `bf16` in blocks of 16 tokens, eight queries a head: 18 ms without, 12 ms where the next tile was asked
+/// for into the first level, 9 ms into the second; 7.5 ms with keys and values side by side and two tiles ahead.
 ///
 /// `bytes` is what a step of a loop is about, a power of two that the compiler knows, and `start` a multiple of it: so all
 /// of this is a few requests or a comparison. (As a loop over a range it took longer than the products, where the cache is
